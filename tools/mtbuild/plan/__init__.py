@@ -1,0 +1,1 @@
+"""Act one: what should exist, and whether it can. Needs no engine."""

@@ -1,0 +1,1 @@
+"""Act two: makes an image and tests it as it is."""

@@ -1,0 +1,1 @@
+"""Act three: decides by evidence, and lets a tag out."""

@@ -1,0 +1,1 @@
+"""MultiTalk on Wan2.1: the model."""
