@@ -1,1 +1,1 @@
-"""Turns a torch × xformers × triton × CUDA matrix into container images that are proven before they are published."""
+"""A torch × xformers × triton × CUDA matrix, turned into container images that are proven, then published."""

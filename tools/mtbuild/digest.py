@@ -14,9 +14,8 @@ from mtbuild.errors import InputError
 __all__ = ["Digest", "Reference"]
 
 _HEX = re.compile(r"[0-9a-f]{64}\Z")
-_REPOSITORY = re.compile(
-    r"[a-z0-9]+(?:[._-][a-z0-9]+|__[a-z0-9]+|-+[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*)*\Z"
-)
+_PART = r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*"  # a path component, by the OCI distribution spec
+_REPOSITORY = re.compile(rf"{_PART}(?:/{_PART})*\Z")
 
 
 @dataclass(frozen=True, order=True)

@@ -98,7 +98,7 @@ def run(
                 if on_line is not None:
                     on_line(line.rstrip("\r\n"))
 
-    assert process.stdout is not None and process.stderr is not None  # noqa: PT018 - both are pipes above
+    assert process.stdout is not None and process.stderr is not None
     readers = [
         threading.Thread(target=drain, args=(process.stdout, out), daemon=True),
         threading.Thread(target=drain, args=(process.stderr, err), daemon=True),

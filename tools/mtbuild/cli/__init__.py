@@ -91,7 +91,7 @@ class _Lazy(click.Group):
 @click.option(
     "--root",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    default=Path("."),
+    default=Path(),
     show_default="here",
     help="The folder that holds matrix.yaml.",
 )
@@ -99,7 +99,7 @@ class _Lazy(click.Group):
 @click.version_option(package_name="mtbuild")
 @click.pass_context
 def cli(ctx: click.Context, root: Path, verbose: bool) -> None:
-    """Turn a torch × xformers × triton × CUDA matrix into container images that are proven before they are published.
+    """Turn a torch × xformers × triton × CUDA matrix into container images, and publish only proven ones.
 
     \b
     Examples:
@@ -107,7 +107,8 @@ def cli(ctx: click.Context, root: Path, verbose: bool) -> None:
       mtbuild matrix --plan               what would be done, and why not
       mtbuild pick --gpu "RTX 4090" --driver 570.86
 
-    Exit codes: 0 all as expected, 1 a cell failed or a verdict says no, 2 bad input, 3 infrastructure, 130 interrupted.
+    Exit codes: 0 all as expected, 1 a cell failed or a verdict says no, 2 bad input, 3 infrastructure,
+    130 interrupted.
     """
     ctx.obj = App(root=root, verbose=verbose)
 
