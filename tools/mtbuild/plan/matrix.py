@@ -174,8 +174,8 @@ def _leaves(error: ValidationError) -> list[ValidationError]:
 
 def _say(source: YamlFile, error: ValidationError) -> Never:
     route = tuple(error.absolute_path)
-    value = error.instance
-    rule = cast("Any", error.validator_value)
+    value: Any = error.instance
+    rule: Any = cast("Any", error.validator_value)
     where = source.where(route)
     if error.validator == "additionalProperties":
         known = list(cast("dict[str, Any]", error.schema).get("properties", {}))
