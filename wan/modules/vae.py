@@ -1,0 +1,409 @@
+"""Causal 3-D video VAE of Wan2.1: 8x8 spatial and 4x temporal compression into 16 channels.
+
+Frame 0 is coded alone, every later latent stands for four frames, and no layer sees the future. So a video can be coded
+in pieces: each temporal layer keeps the last frames it has seen (`CausalCache`) and any split into pieces gives the same
+numbers. Source: multitalk.md §4.5 (layout, cache rules, latent statistics); Wan technical report, arXiv 2503.20314 §4.1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from os import PathLike
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["CausalCache", "VideoVAE", "WanVAE"]
+
+SPATIAL_STRIDE = 8
+TEMPORAL_STRIDE = 4
+
+LATENT_MEAN = (
+    -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
+    0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921,
+)  # fmt: skip
+LATENT_STD = (
+    2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
+    3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160,
+)  # fmt: skip
+
+
+class CausalCache:
+    """What the temporal layers of one running encode or decode remember: layer → its last input frames.
+
+    It lives outside the network, so one network can serve several videos at the same time.
+    """
+
+    def __init__(self) -> None:
+        self._tails: dict[nn.Module, Tensor] = {}
+
+    def push(self, layer: nn.Module, x: Tensor, keep: int) -> Tensor:
+        """Put the `keep` remembered frames (zeros at the start) in front of x [B,C,T,H,W]; remember its last `keep`."""
+        past = self._tails.get(layer)
+        if past is None:
+            past = x.new_zeros(x.shape[0], x.shape[1], keep, *x.shape[3:])
+        x = torch.cat([past, x], dim=2)  # [B, C, keep + T, H, W]
+        self._tails[layer] = x[:, :, -keep:].clone()  # a clone: a view would keep all of x alive
+        return x
+
+    def started(self, layer: nn.Module) -> bool:
+        """Whether this layer has seen frame 0."""
+        return layer in self._tails
+
+    def start(self, layer: nn.Module, tail: Tensor) -> None:
+        """Remember `tail` as the layer's last input frames."""
+        self._tails[layer] = tail.clone()
+
+
+class CausalConv3d(nn.Conv3d):
+    """Conv3d whose temporal padding lies wholly in the past: out[t] sees in[t−k+1 … t]. Spatially 'same'."""
+
+    def __init__(
+        self, in_dim: int, out_dim: int, kernel: int | tuple[int, int, int], spatial_pad: int = 0
+    ) -> None:
+        super().__init__(in_dim, out_dim, kernel, padding=(0, spatial_pad, spatial_pad))
+
+    def forward(self, x: Tensor, cache: CausalCache) -> Tensor:
+        """x [B,C,T,H,W] → [B,C',T,H,W]."""
+        history = self.kernel_size[0] - 1
+        return super().forward(cache.push(self, x, history) if history else x)
+
+
+class ChannelRMSNorm(nn.Module):
+    """x / ‖x‖₂ over the channels · √C · gamma. (This is L2 normalisation, so there is no epsilon under the root.)"""
+
+    def __init__(self, dim: int, spatial_dims: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(dim, *(1,) * spatial_dims))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B,C,...] → same shape and dtype."""
+        inverse = torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min_(1e-12).reciprocal_()
+        return (x * inverse.to(x.dtype)).mul_(self.gamma * x.shape[1] ** 0.5)
+
+
+class ResidualBlock(nn.Module):
+    """(norm, SiLU, conv) twice plus the raw input, through a 1×1×1 convolution where the width changes."""
+
+    def __init__(self, in_dim: int, out_dim: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.residual = nn.Sequential(
+            ChannelRMSNorm(in_dim, 3), nn.SiLU(inplace=True), CausalConv3d(in_dim, out_dim, 3, 1),
+            ChannelRMSNorm(out_dim, 3), nn.SiLU(inplace=True), nn.Dropout(dropout), CausalConv3d(out_dim, out_dim, 3, 1),
+        )  # fmt: skip
+        self.shortcut = CausalConv3d(in_dim, out_dim, 1) if in_dim != out_dim else None
+
+    def forward(self, x: Tensor, cache: CausalCache) -> Tensor:
+        """x [B,C,T,H,W] → [B,C',T,H,W]."""
+        shortcut = x if self.shortcut is None else self.shortcut(x, cache)
+        return run(self.residual, x, cache) + shortcut
+
+
+class FrameAttention(nn.Module):
+    """Self-attention over the pixels of each frame: one head, no positions."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = ChannelRMSNorm(dim, 2)
+        self.to_qkv = nn.Conv2d(dim, 3 * dim, 1)
+        self.proj = nn.Conv2d(dim, dim, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B,C,T,H,W] → same shape."""
+        b, c, t, h, w = x.shape
+        frames = x.transpose(1, 2).reshape(b * t, c, h, w)
+        qkv = self.to_qkv(self.norm(frames)).flatten(2).mT.unsqueeze(1)  # [BT, 1, HW, 3C]
+        q, k, v = qkv.chunk(3, dim=-1)
+        y = F.scaled_dot_product_attention(q.contiguous(), k.contiguous(), v.contiguous())
+        y = y.squeeze(1).mT.reshape(b * t, c, h, w)
+        return x + self.proj(y).view(b, t, c, h, w).transpose(1, 2)
+
+
+class Downsample(nn.Module):
+    """Halve height and width; with `temporal` also the frames, except frame 0, which stays as it is."""
+
+    def __init__(self, dim: int, *, temporal: bool) -> None:
+        super().__init__()
+        self.resample = nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(dim, dim, 3, stride=2))
+        if temporal:
+            self.time_conv = nn.Conv3d(dim, dim, (3, 1, 1), stride=(2, 1, 1))
+        self.temporal = temporal
+
+    def forward(self, x: Tensor, cache: CausalCache) -> Tensor:
+        """x [B,C,T,H,W] → [B,C,T',H/2,W/2]; T' = 1 + (T−1)/2 at the start of a video, else T/2."""
+        x = per_frame(self.resample, x)
+        if not self.temporal:
+            return x
+        if cache.started(self.time_conv):
+            return self.time_conv(cache.push(self.time_conv, x, 1))
+        cache.start(self.time_conv, x[:, :, -1:])
+        first = x[:, :, :1]
+        return first if x.shape[2] == 1 else torch.cat([first, self.time_conv(x)], dim=2)
+
+
+class Upsample(nn.Module):
+    """Double height and width and halve the channels; with `temporal` also double the frames, except frame 0."""
+
+    def __init__(self, dim: int, *, temporal: bool) -> None:
+        super().__init__()
+        self.resample = nn.Sequential(
+            nn.Upsample(scale_factor=2.0, mode="nearest-exact"), nn.Conv2d(dim, dim // 2, 3, padding=1)
+        )
+        if temporal:
+            self.time_conv = CausalConv3d(dim, 2 * dim, (3, 1, 1))
+        self.temporal = temporal
+
+    def forward(self, x: Tensor, cache: CausalCache) -> Tensor:
+        """x [B,C,T,H,W] → [B,C/2,T',2H,2W]; T' = 1 + 2(T−1) at the start of a video, else 2T."""
+        return per_frame(self.resample, self._double_frames(x, cache) if self.temporal else x)
+
+    def _double_frames(self, x: Tensor, cache: CausalCache) -> Tensor:
+        # Frame 0 is not doubled, and it is no history either: the first doubled frame sees zeros before it.
+        if cache.started(self):
+            return self._interleave(self.time_conv(x, cache))
+        cache.start(self, x[:, :, :0])
+        first, rest = x[:, :, :1], x[:, :, 1:]
+        return (
+            first
+            if rest.shape[2] == 0
+            else torch.cat([first, self._interleave(self.time_conv(rest, cache))], dim=2)
+        )
+
+    @staticmethod
+    def _interleave(x: Tensor) -> Tensor:
+        """[B,2C,T,H,W] → [B,C,2T,H,W]: the two halves of the channels are two frames that follow each other."""
+        b, c, t, h, w = x.shape
+        return x.view(b, 2, c // 2, t, h, w).permute(0, 2, 3, 1, 4, 5).reshape(b, c // 2, 2 * t, h, w)
+
+
+class Encoder3d(nn.Module):
+    """Video [B,3,T,H,W] → moments [B,2z,T/4,H/8,W/8]."""
+
+    def __init__(
+        self,
+        dim: int,
+        z_dim: int,
+        dim_mult: Sequence[int],
+        blocks: int,
+        temporal: Sequence[bool],
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        widths = [dim * m for m in (1, *dim_mult)]
+        self.conv1 = CausalConv3d(3, widths[0], 3, 1)
+        stages: list[nn.Module] = []
+        for level, (inner, outer) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+            stages += [ResidualBlock(inner if i == 0 else outer, outer, dropout) for i in range(blocks)]
+            if level < len(temporal):
+                stages.append(Downsample(outer, temporal=temporal[level]))
+        self.downsamples = nn.Sequential(*stages)
+        self.middle = middle(outer, dropout)
+        self.head = nn.Sequential(
+            ChannelRMSNorm(outer, 3), nn.SiLU(inplace=True), CausalConv3d(outer, z_dim, 3, 1)
+        )
+
+    def forward(self, x: Tensor, cache: CausalCache) -> Tensor:
+        """One piece of a video; see the class for the shapes."""
+        x = self.conv1(x, cache)
+        x = run(self.downsamples, x, cache)
+        x = run(self.middle, x, cache)
+        return run(self.head, x, cache)
+
+
+class Decoder3d(nn.Module):
+    """Latents [B,z,T,h,w] → video [B,3,4T,8h,8w]."""
+
+    def __init__(
+        self,
+        dim: int,
+        z_dim: int,
+        dim_mult: Sequence[int],
+        blocks: int,
+        temporal: Sequence[bool],
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        widths = [dim * m for m in (dim_mult[-1], *reversed(dim_mult))]
+        self.conv1 = CausalConv3d(z_dim, widths[0], 3, 1)
+        self.middle = middle(widths[0], dropout)
+        stages: list[nn.Module] = []
+        for level, (inner, outer) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+            entry = inner if level == 0 else inner // 2  # the upsampling before it has halved the channels
+            stages += [ResidualBlock(entry if i == 0 else outer, outer, dropout) for i in range(blocks + 1)]
+            if level < len(temporal):
+                stages.append(Upsample(outer, temporal=temporal[level]))
+        self.upsamples = nn.Sequential(*stages)
+        self.head = nn.Sequential(
+            ChannelRMSNorm(outer, 3), nn.SiLU(inplace=True), CausalConv3d(outer, 3, 3, 1)
+        )
+
+    def forward(self, z: Tensor, cache: CausalCache) -> Tensor:
+        """One piece of a latent video; see the class for the shapes."""
+        x = self.conv1(z, cache)
+        x = run(self.middle, x, cache)
+        x = run(self.upsamples, x, cache)
+        return run(self.head, x, cache)
+
+
+def middle(dim: int, dropout: float) -> nn.Sequential:
+    """The bottleneck of both halves."""
+    return nn.Sequential(
+        ResidualBlock(dim, dim, dropout), FrameAttention(dim), ResidualBlock(dim, dim, dropout)
+    )
+
+
+def run(layers: nn.Sequential, x: Tensor, cache: CausalCache) -> Tensor:
+    """Apply the layers in order; those that look at past frames also get the cache."""
+    for layer in layers:
+        x = layer(x, cache) if isinstance(layer, _TEMPORAL) else layer(x)
+    return x
+
+
+def per_frame(layer: nn.Module, x: Tensor) -> Tensor:
+    """Apply a 2-D layer to every frame of x [B,C,T,H,W]."""
+    b, c, t, h, w = x.shape
+    y = layer(x.transpose(1, 2).reshape(b * t, c, h, w))
+    return y.view(b, t, *y.shape[1:]).transpose(1, 2)
+
+
+_TEMPORAL = (CausalConv3d, ResidualBlock, Downsample, Upsample)
+
+
+class VideoVAE(nn.Module):
+    """The network: `encode` and `decode` walk through a video in pieces, with bounded memory.
+
+    The defaults are Wan2.1's (126,892,531 parameters). Both raise ValueError for a shape that does not fit.
+    """
+
+    def __init__(
+        self,
+        dim: int = 96,
+        z_dim: int = 16,
+        dim_mult: Sequence[int] = (1, 2, 4, 4),
+        num_res_blocks: int = 2,
+        attn_scales: Sequence[float] = (),
+        temperal_downsample: Sequence[bool] = (False, True, True),
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if attn_scales:
+            msg = f"attn_scales must be empty: no released Wan VAE has attention between its stages, got {attn_scales}"
+            raise ValueError(msg)
+        self.z_dim = z_dim
+        down = tuple(temperal_downsample)
+        self.encoder = Encoder3d(dim, 2 * z_dim, dim_mult, num_res_blocks, down, dropout)
+        self.conv1 = CausalConv3d(2 * z_dim, 2 * z_dim, 1)
+        self.conv2 = CausalConv3d(z_dim, z_dim, 1)
+        self.decoder = Decoder3d(dim, z_dim, dim_mult, num_res_blocks, down[::-1], dropout)
+
+    def encode(self, x: Tensor, scale: tuple[Tensor, Tensor], chunk: int = 1) -> Tensor:
+        """Video [B,3,1+4n,8h,8w] in [−1,1] → normalised latents [B,z,1+n,h,w], `chunk` latents at a time.
+
+        `scale` is (mean, 1/std), each [z]: the latents are (mu − mean)/std.
+        """
+        b, _, frames, height, width = x.shape
+        check_video(frames, height, width)
+        total = 1 + (frames - 1) // TEMPORAL_STRIDE
+        z = x.new_empty(b, self.z_dim, total, height // SPATIAL_STRIDE, width // SPATIAL_STRIDE)
+        mean, inverse_std = (s.view(1, -1, 1, 1, 1) for s in scale)
+        cache = CausalCache()
+        for start, stop in pieces(total, chunk):
+            clip = x[:, :, first_frame(start) : first_frame(stop)]
+            mu = self.conv1(self.encoder(clip, cache), cache)[:, : self.z_dim]
+            z[:, :, start:stop] = (mu - mean) * inverse_std
+        return z
+
+    def decode(self, z: Tensor, scale: tuple[Tensor, Tensor], chunk: int = 1) -> Tensor:
+        """Normalised latents [B,z,1+n,h,w] → video [B,3,1+4n,8h,8w] (not clamped), `chunk` latents at a time."""
+        b, _, total, h, w = z.shape
+        x = z.new_empty(b, 3, first_frame(total), h * SPATIAL_STRIDE, w * SPATIAL_STRIDE)
+        done = 0
+        for clip in self.decode_pieces(z, scale, chunk):
+            x[:, :, done : done + clip.shape[2]] = clip
+            done += clip.shape[2]
+        return x
+
+    def decode_pieces(self, z: Tensor, scale: tuple[Tensor, Tensor], chunk: int = 1) -> Iterator[Tensor]:
+        """The same as `decode`, piece by piece as they are ready: 1, 4, 4, … frames [B,3,·,8h,8w] for chunk = 1."""
+        mean, inverse_std = (s.view(1, -1, 1, 1, 1) for s in scale)
+        cache = CausalCache()
+        z = self.conv2(z / inverse_std + mean, cache)
+        for start, stop in pieces(z.shape[2], chunk):
+            yield self.decoder(z[:, :, start:stop], cache)
+
+
+def first_frame(latent: int) -> int:
+    """The first video frame that latent number `latent` stands for: 0, 1, 5, 9, …"""
+    return 0 if latent == 0 else 1 + TEMPORAL_STRIDE * (latent - 1)
+
+
+def pieces(total: int, chunk: int) -> Iterator[tuple[int, int]]:
+    """[start, stop) of every piece of `total` latents. The first latent goes alone: it costs a quarter of the others."""
+    if chunk < 1:
+        msg = f"chunk is a number of latent frames, at least 1, got {chunk}"
+        raise ValueError(msg)
+    start = 0
+    while start < total:
+        stop = min(start + (chunk if start else 1), total)
+        yield start, stop
+        start = stop
+
+
+def check_video(frames: int, height: int, width: int) -> None:
+    """Raise ValueError unless the VAE can code a video of this shape."""
+    if frames % TEMPORAL_STRIDE != 1:
+        msg = f"a video needs 4n+1 frames (1, 5, … 81), got {frames}: cut it to {max(frames - (frames - 1) % 4, 1)}"
+        raise ValueError(msg)
+    if height % SPATIAL_STRIDE or width % SPATIAL_STRIDE:
+        msg = f"height and width must be multiples of {SPATIAL_STRIDE}, got {height}x{width}"
+        raise ValueError(msg)
+
+
+class WanVAE:
+    """The VAE as pipelines use it: lists of videos [3,T,H,W] in [−1,1] ↔ lists of fp32 latents [16,t,h,w].
+
+    `dtype` is the arithmetic's (fp32 by default; the weights stay fp32 and other dtypes run under autocast, as the
+    official wrapper does). Encoding in less than fp32 is not advised: it seeds the whole trajectory.
+    Raises `wan.loading.CheckpointError` for a bad file and ValueError for a bad shape.
+    """
+
+    def __init__(
+        self,
+        z_dim: int = 16,
+        vae_pth: str | PathLike[str] | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cuda",
+        *,
+        model: VideoVAE | None = None,
+    ) -> None:
+        if (vae_pth is None) == (model is None):
+            msg = "WanVAE needs either vae_pth (a file such as Wan2.1_VAE.pth) or model (a VideoVAE)"
+            raise ValueError(msg)
+        self.dtype, self.device = dtype, torch.device(device)
+        if model is None:
+            from wan.loading import load_model
+
+            model = load_model(
+                lambda: VideoVAE(z_dim=z_dim), vae_pth, dtype=torch.float32, device=self.device
+            )
+        self.model = model.eval().requires_grad_(False).to(self.device)
+        self.mean = torch.tensor(LATENT_MEAN, dtype=torch.float32, device=self.device)
+        self.std = torch.tensor(LATENT_STD, dtype=torch.float32, device=self.device)
+        self.scale = (self.mean, 1.0 / self.std)
+
+    @torch.no_grad()
+    def encode(self, videos: Sequence[Tensor], chunk: int = 1) -> list[Tensor]:
+        """Videos [3,1+4n,8h,8w] in [−1,1] → latents [16,1+n,h,w] fp32, `chunk` latents (4 frames each) at a time."""
+        with self._arithmetic(self.dtype):
+            return [self.model.encode(video.unsqueeze(0), self.scale, chunk)[0].float() for video in videos]
+
+    @torch.no_grad()
+    def decode(self, zs: Sequence[Tensor], chunk: int = 1, dtype: torch.dtype | None = None) -> list[Tensor]:
+        """Latents [16,1+n,h,w] → videos [3,1+4n,8h,8w] fp32, clamped to [−1,1]; `dtype` overrides the arithmetic's."""
+        with self._arithmetic(dtype or self.dtype):
+            return [self.model.decode(z.unsqueeze(0), self.scale, chunk)[0].float().clamp_(-1, 1) for z in zs]
+
+    def _arithmetic(self, dtype: torch.dtype) -> AbstractContextManager[object]:
+        return nullcontext() if dtype == torch.float32 else torch.autocast(self.device.type, dtype)
