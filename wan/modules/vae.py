@@ -1,14 +1,16 @@
 """Causal 3-D video VAE of Wan2.1: 8x8 spatial and 4x temporal compression into 16 channels.
 
-Frame 0 is coded alone, every later latent stands for four frames, and no layer sees the future. So a video can be coded
-in pieces: each temporal layer keeps the last frames it has seen (`CausalCache`) and any split into pieces gives the same
-numbers. Source: multitalk.md §4.5 (layout, cache rules, latent statistics); Wan technical report, arXiv 2503.20314 §4.1.
+Frame 0 is coded alone, every later latent stands for four frames, and no layer sees the future. So a video
+can be coded in pieces: each temporal layer keeps the last frames it has seen (`CausalCache`), and any split
+gives the same numbers. Sources: multitalk.md §4.5 (layout, cache rules, latent statistics); Wan technical
+report, arXiv 2503.20314 §4.1.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import pairwise
 from os import PathLike
 
 import torch
@@ -40,7 +42,7 @@ class CausalCache:
         self._tails: dict[nn.Module, Tensor] = {}
 
     def push(self, layer: nn.Module, x: Tensor, keep: int) -> Tensor:
-        """Put the `keep` remembered frames (zeros at the start) in front of x [B,C,T,H,W]; remember its last `keep`."""
+        """Put the remembered frames (at first zeros) in front of x [B,C,T,H,W]; remember its last `keep`."""
         past = self._tails.get(layer)
         if past is None:
             past = x.new_zeros(x.shape[0], x.shape[1], keep, *x.shape[3:])
@@ -72,7 +74,7 @@ class CausalConv3d(nn.Conv3d):
 
 
 class ChannelRMSNorm(nn.Module):
-    """x / ‖x‖₂ over the channels · √C · gamma. (This is L2 normalisation, so there is no epsilon under the root.)"""
+    """x / ‖x‖₂ over the channels · √C · gamma (L2 normalisation: no epsilon under the root)."""
 
     def __init__(self, dim: int, spatial_dims: int) -> None:
         super().__init__()
@@ -90,9 +92,14 @@ class ResidualBlock(nn.Module):
     def __init__(self, in_dim: int, out_dim: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.residual = nn.Sequential(
-            ChannelRMSNorm(in_dim, 3), nn.SiLU(inplace=True), CausalConv3d(in_dim, out_dim, 3, 1),
-            ChannelRMSNorm(out_dim, 3), nn.SiLU(inplace=True), nn.Dropout(dropout), CausalConv3d(out_dim, out_dim, 3, 1),
-        )  # fmt: skip
+            ChannelRMSNorm(in_dim, 3),
+            nn.SiLU(inplace=True),
+            CausalConv3d(in_dim, out_dim, 3, 1),
+            ChannelRMSNorm(out_dim, 3),
+            nn.SiLU(inplace=True),
+            nn.Dropout(dropout),
+            CausalConv3d(out_dim, out_dim, 3, 1),
+        )
         self.shortcut = CausalConv3d(in_dim, out_dim, 1) if in_dim != out_dim else None
 
     def forward(self, x: Tensor, cache: CausalCache) -> Tensor:
@@ -144,7 +151,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Double height and width and halve the channels; with `temporal` also double the frames, except frame 0."""
+    """Double height and width, halve the channels; with `temporal` also double the frames, except frame 0."""
 
     def __init__(self, dim: int, *, temporal: bool) -> None:
         super().__init__()
@@ -173,7 +180,7 @@ class Upsample(nn.Module):
 
     @staticmethod
     def _interleave(x: Tensor) -> Tensor:
-        """[B,2C,T,H,W] → [B,C,2T,H,W]: the two halves of the channels are two frames that follow each other."""
+        """[B,2C,T,H,W] → [B,C,2T,H,W]: the two halves of the channels are two successive frames."""
         b, c, t, h, w = x.shape
         return x.view(b, 2, c // 2, t, h, w).permute(0, 2, 3, 1, 4, 5).reshape(b, c // 2, 2 * t, h, w)
 
@@ -194,7 +201,7 @@ class Encoder3d(nn.Module):
         widths = [dim * m for m in (1, *dim_mult)]
         self.conv1 = CausalConv3d(3, widths[0], 3, 1)
         stages: list[nn.Module] = []
-        for level, (inner, outer) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+        for level, (inner, outer) in enumerate(pairwise(widths)):
             stages += [ResidualBlock(inner if i == 0 else outer, outer, dropout) for i in range(blocks)]
             if level < len(temporal):
                 stages.append(Downsample(outer, temporal=temporal[level]))
@@ -229,7 +236,7 @@ class Decoder3d(nn.Module):
         self.conv1 = CausalConv3d(z_dim, widths[0], 3, 1)
         self.middle = middle(widths[0], dropout)
         stages: list[nn.Module] = []
-        for level, (inner, outer) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+        for level, (inner, outer) in enumerate(pairwise(widths)):
             entry = inner if level == 0 else inner // 2  # the upsampling before it has halved the channels
             stages += [ResidualBlock(entry if i == 0 else outer, outer, dropout) for i in range(blocks + 1)]
             if level < len(temporal):
@@ -289,7 +296,9 @@ class VideoVAE(nn.Module):
     ) -> None:
         super().__init__()
         if attn_scales:
-            msg = f"attn_scales must be empty: no released Wan VAE has attention between its stages, got {attn_scales}"
+            msg = (
+                f"attn_scales must be empty (no Wan VAE has attention between its stages), got {attn_scales}"
+            )
             raise ValueError(msg)
         self.z_dim = z_dim
         down = tuple(temperal_downsample)
@@ -316,7 +325,7 @@ class VideoVAE(nn.Module):
         return z
 
     def decode(self, z: Tensor, scale: tuple[Tensor, Tensor], chunk: int = 1) -> Tensor:
-        """Normalised latents [B,z,1+n,h,w] → video [B,3,1+4n,8h,8w] (not clamped), `chunk` latents at a time."""
+        """Normalised latents [B,z,1+n,h,w] → video [B,3,1+4n,8h,8w], not clamped, in pieces of `chunk`."""
         b, _, total, h, w = z.shape
         x = z.new_empty(b, 3, first_frame(total), h * SPATIAL_STRIDE, w * SPATIAL_STRIDE)
         done = 0
@@ -326,7 +335,7 @@ class VideoVAE(nn.Module):
         return x
 
     def decode_pieces(self, z: Tensor, scale: tuple[Tensor, Tensor], chunk: int = 1) -> Iterator[Tensor]:
-        """The same as `decode`, piece by piece as they are ready: 1, 4, 4, … frames [B,3,·,8h,8w] for chunk = 1."""
+        """The pieces of `decode` as they get ready: [B,3,·,8h,8w] of 1, 4, 4, … frames for chunk = 1."""
         mean, inverse_std = (s.view(1, -1, 1, 1, 1) for s in scale)
         cache = CausalCache()
         z = self.conv2(z / inverse_std + mean, cache)
@@ -340,7 +349,7 @@ def first_frame(latent: int) -> int:
 
 
 def pieces(total: int, chunk: int) -> Iterator[tuple[int, int]]:
-    """[start, stop) of every piece of `total` latents. The first latent goes alone: it costs a quarter of the others."""
+    """[start, stop) of the pieces of `total` latents; the first latent, a quarter of the work, goes alone."""
     if chunk < 1:
         msg = f"chunk is a number of latent frames, at least 1, got {chunk}"
         raise ValueError(msg)
@@ -354,7 +363,8 @@ def pieces(total: int, chunk: int) -> Iterator[tuple[int, int]]:
 def check_video(frames: int, height: int, width: int) -> None:
     """Raise ValueError unless the VAE can code a video of this shape."""
     if frames % TEMPORAL_STRIDE != 1:
-        msg = f"a video needs 4n+1 frames (1, 5, … 81), got {frames}: cut it to {max(frames - (frames - 1) % 4, 1)}"
+        fit = max(frames - (frames - 1) % TEMPORAL_STRIDE, 1)
+        msg = f"a video needs 4n+1 frames (1, 5, … 81), got {frames}: cut or pad it to {fit}"
         raise ValueError(msg)
     if height % SPATIAL_STRIDE or width % SPATIAL_STRIDE:
         msg = f"height and width must be multiples of {SPATIAL_STRIDE}, got {height}x{width}"
@@ -364,8 +374,8 @@ def check_video(frames: int, height: int, width: int) -> None:
 class WanVAE:
     """The VAE as pipelines use it: lists of videos [3,T,H,W] in [−1,1] ↔ lists of fp32 latents [16,t,h,w].
 
-    `dtype` is the arithmetic's (fp32 by default; the weights stay fp32 and other dtypes run under autocast, as the
-    official wrapper does). Encoding in less than fp32 is not advised: it seeds the whole trajectory.
+    `dtype` is the arithmetic's, fp32 by default; the weights stay fp32, another dtype runs under autocast.
+    Encoding in less than fp32 is not advised: the latents seed the whole trajectory.
     Raises `wan.loading.CheckpointError` for a bad file and ValueError for a bad shape.
     """
 
@@ -395,13 +405,13 @@ class WanVAE:
 
     @torch.no_grad()
     def encode(self, videos: Sequence[Tensor], chunk: int = 1) -> list[Tensor]:
-        """Videos [3,1+4n,8h,8w] in [−1,1] → latents [16,1+n,h,w] fp32, `chunk` latents (4 frames each) at a time."""
+        """Videos [3,1+4n,8h,8w] in [−1,1] → latents [16,1+n,h,w] fp32; `chunk` latents at a time."""
         with self._arithmetic(self.dtype):
             return [self.model.encode(video.unsqueeze(0), self.scale, chunk)[0].float() for video in videos]
 
     @torch.no_grad()
     def decode(self, zs: Sequence[Tensor], chunk: int = 1, dtype: torch.dtype | None = None) -> list[Tensor]:
-        """Latents [16,1+n,h,w] → videos [3,1+4n,8h,8w] fp32, clamped to [−1,1]; `dtype` overrides the arithmetic's."""
+        """Latents [16,1+n,h,w] → videos [3,1+4n,8h,8w] fp32 in [−1,1]; `dtype` overrides the arithmetic's."""
         with self._arithmetic(dtype or self.dtype):
             return [self.model.decode(z.unsqueeze(0), self.scale, chunk)[0].float().clamp_(-1, 1) for z in zs]
 
