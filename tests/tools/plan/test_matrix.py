@@ -9,6 +9,7 @@ from textwrap import dedent
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from mtbuild.errors import InputError
 from mtbuild.plan.matrix import load
 
@@ -156,7 +157,7 @@ def test_a_missing_file_says_where_it_was_looked_for(tmp_path: Path) -> None:
 
 @given(
     st.sets(
-        st.sampled_fromNAMES,
+        st.sampled_from(NAMES),
         min_size=1,
     )
 )
