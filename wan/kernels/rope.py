@@ -1,0 +1,56 @@
+"""RMSNorm over all heads' channels and the 3-D rotary embedding, in one pass over q (or k)."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor, empty_like
+
+from ._launch import check_rows, next_power_of_2
+
+
+@triton.jit
+def rms_norm_rope_kernel(
+    x, weight, cos, sin, out, rows, x_stride, out_stride, eps,
+    HEADS: tl.constexpr, HALF: tl.constexpr, HEADS_BLOCK: tl.constexpr, HALF_BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One program a row: [HEADS, 2·HALF] channels; cos, sin are [rows, HALF] fp32, the row taken modulo `rows`."""
+    row = tl.program_id(0).to(tl.int64)
+    head = tl.arange(0, HEADS_BLOCK)[:, None]
+    lane = tl.arange(0, 2 * HALF_BLOCK)[None, :]
+    mask = (head < HEADS) & (lane < 2 * HALF)
+    offset = head * (2 * HALF) + lane
+    value = tl.load(x + row * x_stride + offset, mask=mask, other=0.0).to(tl.float32)
+    mean = tl.sum(tl.sum(value * value, axis=1), axis=0) / (HEADS * 2 * HALF)
+    w = tl.load(weight + offset, mask=mask, other=0.0).to(tl.float32)
+    value = value * tl.rsqrt(mean + eps) * w
+    even, odd = tl.split(tl.reshape(value, (HEADS_BLOCK, HALF_BLOCK, 2)))
+    freq = tl.arange(0, HALF_BLOCK)
+    base = (row % rows) * HALF + freq
+    c = tl.load(cos + base, mask=freq < HALF, other=0.0)[None, :]
+    s = tl.load(sin + base, mask=freq < HALF, other=0.0)[None, :]
+    rotated = tl.reshape(tl.join(even * c - odd * s, even * s + odd * c), (HEADS_BLOCK, 2 * HALF_BLOCK))
+    tl.store(out + row * out_stride + offset, rotated.to(out.dtype.element_ty), mask=mask)
+
+
+def rms_norm_rope(
+    x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, *, eps: float = 1e-6, out: Tensor | None = None
+) -> Tensor:
+    """Fused RMSNorm + RoPE: x [B, L, C] (rows may be strided, as in a slice of a fused qkv), cos and sin [L, D/2] fp32.
+
+    `out` may be `x` itself. Returns [B, L, C] in x's dtype. Reference: `wan.kernels.reference.rms_norm_rope`.
+    """
+    x_stride = check_rows("x", x)
+    out = empty_like(x) if out is None else out
+    out_stride = check_rows("out", out)
+    batch, rows, channels = x.shape
+    half = cos.shape[-1]
+    if cos.shape != (rows, half) or sin.shape != cos.shape or channels % (2 * half):
+        msg = f"rms_norm_rope: x {tuple(x.shape)} wants cos and sin [{rows}, D/2], got {tuple(cos.shape)}"
+        raise ValueError(msg)
+    heads = channels // (2 * half)
+    rms_norm_rope_kernel[(batch * rows,)](
+        x, weight, cos, sin, out, rows, x_stride, out_stride, eps,
+        HEADS=heads, HALF=half, HEADS_BLOCK=next_power_of_2(heads), HALF_BLOCK=next_power_of_2(half), num_warps=8,
+    )  # fmt: skip
+    return out

@@ -1,0 +1,54 @@
+"""The VAE's channel RMS norm and SiLU in one pass, for both memory layouts of [B, C, T, H, W]."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor, channels_last_3d, empty_like
+
+from ._launch import next_power_of_2
+
+
+@triton.jit
+def rms_norm_silu_kernel(
+    x, gamma, out, positions, total,
+    C: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+):  # fmt: skip
+    """One program BLOCK_P positions of `total` = B·positions; the channels of a position are normalised together."""
+    position = tl.program_id(0).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
+    channel = tl.arange(0, BLOCK_C)
+    if CHANNELS_LAST:
+        offset = position[:, None] * C + channel[None, :]
+    else:
+        sample = position // positions
+        offset = (sample * C * positions + position % positions)[:, None] + channel[None, :] * positions
+    mask = (position < total)[:, None] & (channel < C)[None, :]
+    value = tl.load(x + offset, mask=mask, other=0.0).to(tl.float32)
+    norm = tl.maximum(tl.sqrt(tl.sum(value * value, axis=1)), 1e-12)
+    root = tl.sqrt(C * 1.0)
+    g = tl.load(gamma + channel, mask=channel < C, other=0.0).to(tl.float32)
+    value = value * (root / norm)[:, None] * g[None, :]
+    value = value / (1.0 + tl.exp(-value))
+    tl.store(out + offset, value.to(out.dtype.element_ty), mask=mask)
+
+
+def rms_norm_silu(x: Tensor, gamma: Tensor) -> Tensor:
+    """SiLU of the VAE's RMS norm: x [B, C, T, H, W], contiguous or channels_last_3d (kept); gamma [C] or [C, 1, 1, 1].
+
+    Reference: `wan.kernels.reference.rms_norm_silu`.
+    """
+    batch, channels, *spatial = x.shape
+    last = x.is_contiguous(memory_format=channels_last_3d) and not x.is_contiguous()
+    if not last and not x.is_contiguous():
+        msg = f"rms_norm_silu: x must be contiguous or channels_last_3d, got strides {x.stride()}"
+        raise ValueError(msg)
+    out = empty_like(x)
+    positions = spatial[0] * spatial[1] * spatial[2]
+    block_c = next_power_of_2(channels)
+    block_p = max(1, 4096 // block_c)
+    total = batch * positions
+    rms_norm_silu_kernel[(-(-total // block_p),)](
+        x, gamma.reshape(-1), out, positions, total,
+        C=channels, BLOCK_C=block_c, BLOCK_P=block_p, CHANNELS_LAST=last, num_warps=4,
+    )  # fmt: skip
+    return out
