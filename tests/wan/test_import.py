@@ -20,14 +20,8 @@ def test_import_loads_no_torch(module: str) -> None:
 
 
 def test_import_is_fast() -> None:
-    took = min(
-        float(
-            run(
-                "import time; a = time.perf_counter(); import wan, wan.configs; print(time.perf_counter() - a)"
-            )
-        )
-        for _ in range(3)
-    )
+    code = "import time; a = time.perf_counter(); import wan, wan.configs; print(time.perf_counter() - a)"
+    took = min(float(run(code)) for _ in range(3))
     assert took < 0.2
 
 

@@ -19,8 +19,8 @@ NEGATIVE_PROMPT_ZH = (
 class WanConfig:
     """File names, dtypes and sizes of one Wan2.1 task.
 
-    dtypes are kept as names and resolved on use, so that reading a configuration does not load torch. The
-    transformer's sizes describe the published checkpoint; a pipeline builds what the folder's `config.json` says.
+    dtypes are kept as names and resolved on use, so that reading a configuration does not load torch.
+    The transformer's sizes describe the published checkpoint; a pipeline builds what `config.json` says.
     """
 
     name: str
@@ -52,10 +52,6 @@ class WanConfig:
     qk_norm: bool = True
     cross_attn_norm: bool = True
     eps: float = 1e-6
-
-    @property
-    def __name__(self) -> str:
-        return f"Config: {self.name}"
 
     @property
     def t5_dtype(self) -> torch.dtype:
