@@ -1,7 +1,7 @@
 """Fused Triton kernels of the DiT and the VAE, each beside a PyTorch reference.
 
-Importing this package needs neither triton nor a GPU: the kernels and `KERNELS` (the registry that the smoke suite
-compiles ahead of time) load on first use.
+Importing this package needs neither triton nor a GPU: the kernels and `KERNELS` (the registry that the smoke
+suite compiles ahead of time) load on first use.
 
     from wan.kernels import rms_norm_rope, KERNELS
 """

@@ -1,10 +1,13 @@
-"""LayerNorm with affine or modulation, and the gated residual with the next norm, in one pass over x."""
+"""LayerNorm with affine or modulation, and the gated residual with the next norm, in one pass over x.
+
+Each launcher has its namesake in `wan.kernels.reference`.
+"""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
-from torch import Tensor, empty_like
+from torch import Tensor, contiguous_format, empty_like
 
 from ._launch import check_rows, next_power_of_2, per_batch
 
@@ -32,7 +35,8 @@ def layer_norm_kernel(
 
 @triton.jit
 def gate_residual_norm_kernel(
-    x, y, gate, scale, shift, out, normed_out, rows, x_stride, y_stride, gate_stride, scale_stride, shift_stride, eps,
+    x, y, gate, scale, shift, out, normed_out,
+    rows, x_stride, y_stride, gate_stride, scale_stride, shift_stride, eps,
     C: tl.constexpr, BLOCK: tl.constexpr, GATE: tl.constexpr, NORM: tl.constexpr, MODULATE: tl.constexpr,
 ):  # fmt: skip
     """out = x + y·gate; with NORM also normed_out = LN(out as stored)·(scale or 1 + scale) + shift."""
@@ -59,17 +63,17 @@ def gate_residual_norm_kernel(
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float = 1e-6) -> Tensor:
-    """Affine LayerNorm of x [B, L, C] with fp32 statistics; weight and bias [C]. Reference: `reference.layer_norm`."""
+    """Affine LayerNorm of x [B, L, C] with fp32 statistics; weight and bias [C]."""
     return _layer_norm(x, weight, bias, eps, modulate=False)
 
 
 def layer_norm_modulate(x: Tensor, scale: Tensor, shift: Tensor, *, eps: float = 1e-6) -> Tensor:
-    """LN(x)·(1 + scale) + shift for x [B, L, C], scale and shift [B, 1, C]. Reference: `reference.layer_norm_modulate`."""
+    """LN(x)·(1 + scale) + shift for x [B, L, C], scale and shift [B, 1, C]."""
     return _layer_norm(x, scale, shift, eps, modulate=True)
 
 
 def gate_residual(x: Tensor, y: Tensor, gate: Tensor | None = None, *, inplace: bool = False) -> Tensor:
-    """x + y·gate for x, y [B, L, C], gate [B, 1, C] or None; rounded once. Reference: `reference.gate_residual`."""
+    """x + y·gate for x, y [B, L, C], gate [B, 1, C] or None; rounded once."""
     return _gate_residual(x, y, gate, None, None, 0.0, modulate=False, inplace=inplace)[0]
 
 
@@ -86,14 +90,14 @@ def gate_residual_norm(
 ) -> tuple[Tensor, Tensor]:
     """(x + y·gate, its LayerNorm with affine or modulation); `inplace` writes the sum over x.
 
-    Reference: `reference.gate_residual_norm`. Four passes over [L, C] (read x, y; write both) instead of nine or more.
+    Four passes over [L, C] (read x and y, write both) instead of nine or more.
     """
     return _gate_residual(x, y, gate, scale, shift, eps, modulate=modulate, inplace=inplace)
 
 
 def _layer_norm(x: Tensor, scale: Tensor, shift: Tensor, eps: float, *, modulate: bool) -> Tensor:
     batch, rows, channels = x.shape
-    out = empty_like(x, memory_format=_contiguous())
+    out = empty_like(x, memory_format=contiguous_format)
     layer_norm_kernel[(batch * rows,)](
         x, scale, shift, out, rows, check_rows("x", x),
         per_batch("scale", scale, batch, channels), per_batch("shift", shift, batch, channels), eps,
@@ -116,12 +120,12 @@ def _gate_residual(
     if x.shape != y.shape:
         msg = f"gate_residual: x {tuple(x.shape)} and y {tuple(y.shape)} differ"
         raise ValueError(msg)
-    if inplace and not x.is_contiguous():
+    if inplace and not x.iscontiguous_format:
         msg = f"gate_residual: only a contiguous x can be written in place, got strides {x.stride()}"
         raise ValueError(msg)
     batch, rows, channels = x.shape
     norm = scale is not None
-    out = x if inplace else empty_like(x, memory_format=_contiguous())
+    out = x if inplace else empty_like(x, memory_format=contiguous_format)
     normed = empty_like(out) if norm else out
     vectors = [x if t is None else t for t in (gate, scale, shift)]  # never read where the flag is off
     strides = [
@@ -130,12 +134,7 @@ def _gate_residual(
     ]
     gate_residual_norm_kernel[(batch * rows,)](
         x, y, *vectors, out, normed, rows, check_rows("x", x), check_rows("y", y), *strides, eps,
-        C=channels, BLOCK=next_power_of_2(channels), GATE=gate is not None, NORM=norm, MODULATE=modulate, num_warps=8,
+        C=channels, BLOCK=next_power_of_2(channels), GATE=gate is not None, NORM=norm, MODULATE=modulate,
+        num_warps=8,
     )  # fmt: skip
     return out, normed
-
-
-def _contiguous():  # noqa: ANN202 - torch.memory_format has no public type name
-    from torch import contiguous_format
-
-    return contiguous_format

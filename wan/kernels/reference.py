@@ -1,7 +1,7 @@
-"""What each kernel computes, in plain PyTorch: fp32 (or fp64) inside, one rounding to the input's dtype at the end.
+"""What each kernel computes, in plain PyTorch: fp32 (or fp64) inside, one rounding at the end.
 
-The reference model rounds to bf16 between the steps (norm → bf16 → weight → bf16 → rotation); one rounding at the end is
-closer to the fp32 model, so the error against fp32 can only shrink. Shapes: rows L, channels C = heads·D.
+The reference model rounds to bf16 between the steps (norm → bf16 → weight → bf16 → rotation); one rounding at
+the end stays closer to the fp32 model. Shapes: rows L, channels C = heads·D.
 Source: specification §4.2 (WanRMSNorm, WanLayerNorm, RoPE on interleaved pairs), §4.5 (VAE RMS norm).
 """
 
@@ -59,7 +59,7 @@ def gate_residual_norm(
     modulate: bool,
     eps: float = 1e-6,
 ) -> tuple[Tensor, Tensor]:
-    """(x', n): x' = x + y·gate; n = norm of x' as stored, modulated (`modulate`: ·(1 + scale)) or affine (·scale)."""
+    """(x', n): x' = x + y·gate; n = norm of x' as stored, by `modulate` ·(1 + scale) or ·scale, + shift."""
     out = gate_residual(x, y, gate)
     norm = (
         layer_norm_modulate(out, scale, shift, eps=eps)
@@ -70,7 +70,7 @@ def gate_residual_norm(
 
 
 def rms_norm_silu(x: Tensor, gamma: Tensor) -> Tensor:
-    """SiLU(x / max(‖x‖₂, 1e-12) · √C · gamma) over the channels: x [B, C, T, H, W], gamma [C] or [C, 1, 1, 1]."""
+    """SiLU(x / max(‖x‖₂, 1e-12) · √C · gamma) over the channels: x [B, C, T, H, W], gamma [C, 1, 1, 1]."""
     wide = _wide(x)
     channels = x.shape[1]
     scale = channels**0.5 / wide.square().sum(1, keepdim=True).sqrt().clamp_min(1e-12)

@@ -14,7 +14,7 @@ def rms_norm_rope_kernel(
     x, weight, cos, sin, out, rows, x_stride, out_stride, eps,
     HEADS: tl.constexpr, HALF: tl.constexpr, HEADS_BLOCK: tl.constexpr, HALF_BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One program a row: [HEADS, 2·HALF] channels; cos, sin are [rows, HALF] fp32, the row taken modulo `rows`."""
+    """One program a row of [HEADS, 2·HALF] channels; cos and sin [rows, HALF] repeat for every sample."""
     row = tl.program_id(0).to(tl.int64)
     head = tl.arange(0, HEADS_BLOCK)[:, None]
     lane = tl.arange(0, 2 * HALF_BLOCK)[None, :]
@@ -36,7 +36,7 @@ def rms_norm_rope_kernel(
 def rms_norm_rope(
     x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, *, eps: float = 1e-6, out: Tensor | None = None
 ) -> Tensor:
-    """Fused RMSNorm + RoPE: x [B, L, C] (rows may be strided, as in a slice of a fused qkv), cos and sin [L, D/2] fp32.
+    """RMSNorm + RoPE of x [B, L, C] (rows may be strided, as in a fused qkv); cos and sin [L, D/2] fp32.
 
     `out` may be `x` itself. Returns [B, L, C] in x's dtype. Reference: `wan.kernels.reference.rms_norm_rope`.
     """
@@ -51,6 +51,7 @@ def rms_norm_rope(
     heads = channels // (2 * half)
     rms_norm_rope_kernel[(batch * rows,)](
         x, weight, cos, sin, out, rows, x_stride, out_stride, eps,
-        HEADS=heads, HALF=half, HEADS_BLOCK=next_power_of_2(heads), HALF_BLOCK=next_power_of_2(half), num_warps=8,
+        HEADS=heads, HALF=half, HEADS_BLOCK=next_power_of_2(heads), HALF_BLOCK=next_power_of_2(half),
+        num_warps=8,
     )  # fmt: skip
     return out

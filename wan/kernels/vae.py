@@ -11,10 +11,10 @@ from ._launch import next_power_of_2
 
 @triton.jit
 def rms_norm_silu_kernel(
-    x, gamma, out, positions, total,
+    x, gamma, out, positions, total, root,
     C: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, CHANNELS_LAST: tl.constexpr,
 ):  # fmt: skip
-    """One program BLOCK_P positions of `total` = B·positions; the channels of a position are normalised together."""
+    """One program BLOCK_P of the `total` = B·positions, each with all its channels; root = √C."""
     position = tl.program_id(0).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
     channel = tl.arange(0, BLOCK_C)
     if CHANNELS_LAST:
@@ -25,7 +25,6 @@ def rms_norm_silu_kernel(
     mask = (position < total)[:, None] & (channel < C)[None, :]
     value = tl.load(x + offset, mask=mask, other=0.0).to(tl.float32)
     norm = tl.maximum(tl.sqrt(tl.sum(value * value, axis=1)), 1e-12)
-    root = tl.sqrt(C * 1.0)
     g = tl.load(gamma + channel, mask=channel < C, other=0.0).to(tl.float32)
     value = value * (root / norm)[:, None] * g[None, :]
     value = value / (1.0 + tl.exp(-value))
@@ -33,7 +32,7 @@ def rms_norm_silu_kernel(
 
 
 def rms_norm_silu(x: Tensor, gamma: Tensor) -> Tensor:
-    """SiLU of the VAE's RMS norm: x [B, C, T, H, W], contiguous or channels_last_3d (kept); gamma [C] or [C, 1, 1, 1].
+    """SiLU of the VAE's RMS norm: x [B, C, T, H, W], contiguous or channels_last_3d (kept); gamma [C].
 
     Reference: `wan.kernels.reference.rms_norm_silu`.
     """
@@ -48,7 +47,7 @@ def rms_norm_silu(x: Tensor, gamma: Tensor) -> Tensor:
     block_p = max(1, 4096 // block_c)
     total = batch * positions
     rms_norm_silu_kernel[(-(-total // block_p),)](
-        x, gamma.reshape(-1), out, positions, total,
+        x, gamma.reshape(-1), out, positions, total, channels**0.5,
         C=channels, BLOCK_C=block_c, BLOCK_P=block_p, CHANNELS_LAST=last, num_warps=4,
     )  # fmt: skip
     return out
