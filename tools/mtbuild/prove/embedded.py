@@ -351,7 +351,7 @@ def ensure_registry(paths: Paths, *, note: Callable[[str], None] = _silent) -> s
             msg = f"port {port} of the embedded registry is taken by another program"
             raise InfrastructureError(
                 msg,
-                fix=f"end that program (`ss -ltnp sport = :{port}`), or delete {folder}/port to choose another "
+                fix=f"end that program (`ss -ltnp sport = :{port}`), or delete {folder}/port for another one "
                 "(references to images that were published here then change)",
             )
         _start_registry(service, programs, port, note)
