@@ -9,6 +9,7 @@ sees it. A Dockerfile mounts them so (docs/engine.md shows it in full):
 
     RUN --mount=type=secret,id=apt.conf --mount=type=secret,id=apt.sources --mount=type=secret,id=apt.auth \\
         --mount=type=secret,id=ca.pem --mount=type=tmpfs,target=/var/lib/apt/lists \\
+        --mount=type=tmpfs,target=/var/log \\
         --mount=type=cache,target=/var/cache/apt,sharing=locked \\
         export APT_CONFIG=/run/secrets/apt.conf \\
         && apt-get update -qq && apt-get install -y -qq --no-install-recommends gcc …
@@ -232,7 +233,7 @@ def _import(
     paths: Paths,
     note: Callable[[str], None],
 ) -> Reference:
-    """The tar as a one-layer image in the registry. By BuildKit, as `docker import` writes the time into it."""
+    """The tar as a one-layer image in the registry, by BuildKit: `docker import` would add the time."""
     stat = tar.stat()
     key = f"{registry} {tar} {stat.st_size} {stat.st_mtime_ns} {_DOCKERFILE}"
     state = paths.state / "base" / f"{base.name}.json"
