@@ -15,6 +15,7 @@ from typing import Any
 _LAZY = {
     "KERNELS": "registry",
     "KernelSpec": "registry",
+    "FUSED": "ops",
     "rms_norm_rope": "rope",
     "layer_norm": "norm",
     "layer_norm_modulate": "norm",
