@@ -1,4 +1,4 @@
-"""The embedded engine (a Docker daemon with BuildKit) and registry (CNCF distribution), on this machine.
+"""The embedded engine: a Docker daemon with BuildKit on this machine; with the registry, all of one import.
 
 The engine belongs to the user (`~/.cache/mtbuild/engine`, shared by all clones), the registry to the project
 (`.mtbuild/registry`). Both outlive the command that started them, are found again by the next, and are
@@ -11,26 +11,23 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
 import shutil
-import socket
 import time
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import filelock
 import httpx
-import yaml
 
 from mtbuild.errors import InfrastructureError
 from mtbuild.proc import run
 from mtbuild.prove import debian
-from mtbuild.prove.service import Service, boot_id
+from mtbuild.prove.local_registry import clean_registry, ensure_registry, registry_address, stop_registry
+from mtbuild.prove.programs import ensure_programs, public_clients
+from mtbuild.prove.service import Service, boot_id, locked, remove
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from mtbuild.paths import Paths
 
@@ -42,26 +39,16 @@ __all__ = [
     "ensure_programs",
     "ensure_registry",
     "public_clients",
+    "registry_address",
     "stop_engine",
     "stop_registry",
 ]
 
-# Bookworm's own Docker has no buildx, so its engine comes from the next release; later releases have theirs.
-_ENGINE_SUITE = {"bookworm": "trixie"}
-_ENGINE = ("containerd", "docker-buildx", "docker-cli", "docker.io")
-# runc of trixie needs a newer C library than bookworm's and fails at the first RUN.
-_OWN = ("docker-registry", "runc", "tini")
-_CLIENTS = ("cosign", "crane", "oras")
 _NEEDED = {"iptables": "iptables", "setpriv": "util-linux", "ip": "iproute2"}
 
 _SOCKET_LIMIT = 100  # bytes; the kernel takes 107, and buildx adds a little
 _START_S, _STOP_S = 60.0, 45.0
 _CACHE_LIMIT_GB = 20  # BuildKit's cache; the two default cells with everything shared need about 15
-_PORTS = range(5100, 5900)  # below the ports that the kernel hands out for outgoing connections
-
-
-def _silent(_: str) -> None:
-    return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,44 +104,9 @@ def answers(path: Path) -> bool:
         return False
 
 
-@contextlib.contextmanager
-def _locked(folder: Path, name: str) -> Iterator[None]:
-    """Only one process starts or stops a thing at a time; the others wait and find it done."""
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with filelock.FileLock(folder / f"{name}.lock", timeout=900):
-            yield
-    except filelock.Timeout as error:
-        msg = f"another mtbuild has been busy with {folder} for 15 minutes"
-        raise InfrastructureError(msg, fix="look for it with `ps`, end it, and try again") from error
-
-
-def ensure_programs(paths: Paths, *, note: Callable[[str], None] = _silent) -> Path:
-    """Engine, buildx and registry programs, unpacked once into the user's cache; returns the folder."""
-    daemon = Daemon(folder=paths.engine)
-    with _locked(paths.engine, "programs"):
-        _programs(daemon, note)
-    return daemon.programs
-
-
-def _programs(daemon: Daemon, note: Callable[[str], None]) -> None:
-    if (daemon.programs / "versions.json").exists():
-        return
-    own = debian.codename()
-    fresh = daemon.folder / "programs.new"
-    shutil.rmtree(fresh, ignore_errors=True)
-    versions = debian.unpack(_ENGINE, suite=_ENGINE_SUITE.get(own, own), into=fresh, note=note)
-    versions |= debian.unpack(_OWN, suite=own, into=fresh, note=note)
-    for program in ("usr/sbin/dockerd", "usr/bin/containerd", "usr/sbin/runc", "usr/bin/docker"):
-        run(
-            [fresh / program, "--version"], timeout_s=60
-        )  # a missing library shows here, not in the first build
-    (fresh / "versions.json").write_text(json.dumps(versions, indent=1), encoding="utf-8")
-    shutil.rmtree(daemon.programs, ignore_errors=True)
-    fresh.replace(daemon.programs)
-
-
-def ensure_engine(paths: Paths, *, network: bool = True, note: Callable[[str], None] = _silent) -> Daemon:
+def ensure_engine(
+    paths: Paths, *, network: bool = True, note: Callable[[str], None] = lambda _: None
+) -> Daemon:
     """The embedded engine, running: found, started anew if it died, or set up from nothing.
 
     Raises InfrastructureError without root, on a system that is not Debian, on a full disk and when the
@@ -167,9 +119,8 @@ def ensure_engine(paths: Paths, *, network: bool = True, note: Callable[[str], N
     if len(daemon.url) > _SOCKET_LIMIT:
         msg = f"the path of the engine's socket is too long for the kernel: {daemon.socket}"
         raise InfrastructureError(msg, fix="set MTBUILD_CACHE to a folder with a shorter path")
-    with _locked(paths.engine, "programs"):
-        _programs(daemon, note)
-    with _locked(paths.engine, "engine"):
+    ensure_programs(paths, note=note)
+    with locked(paths.engine, "engine"):
         if daemon.alive():  # another process was faster
             return daemon
         _need_room(daemon.folder)
@@ -278,7 +229,7 @@ def stop_engine(paths: Paths) -> bool:
     daemon = Daemon(folder=paths.engine)
     if not daemon.folder.exists():
         return False
-    with _locked(paths.engine, "engine"):
+    with locked(paths.engine, "engine"):
         ran = daemon.service.stop(patience_s=_STOP_S)
         _end_leftovers(daemon)
         daemon.socket.unlink(missing_ok=True)
@@ -292,18 +243,8 @@ def clean_engine(paths: Paths) -> int:
         return 0
     before = shutil.disk_usage(paths.engine).free
     _unmount(paths.engine)
-    _remove(paths.engine)
+    remove(paths.engine)
     return max(0, shutil.disk_usage(paths.engine.parent).free - before)
-
-
-def _remove(folder: Path) -> None:
-    try:
-        shutil.rmtree(folder)
-    except OSError as error:
-        msg = f"can't remove {error.filename or folder}: {error.strerror or error}"
-        raise InfrastructureError(
-            msg, fix="remove the folder as root; see `mount` for what is still mounted there"
-        ) from error
 
 
 def _end_leftovers(daemon: Daemon) -> None:
@@ -314,7 +255,7 @@ def _end_leftovers(daemon: Daemon) -> None:
         with contextlib.suppress(OSError):
             program = (entry / "exe").readlink()
             words = (entry / "cmdline").read_bytes().decode("utf-8", "replace")
-            if program.is_relative_to(daemon.programs) and str(daemon.exec) in words:
+            if program.is_relative_to(daemon.programs.resolve()) and str(daemon.exec) in words:
                 os.kill(int(entry.name), 9)
 
 
@@ -323,149 +264,3 @@ def _unmount(folder: Path) -> None:
     points = [line.split()[1] for line in Path("/proc/mounts").read_text(encoding="utf-8").splitlines()]
     for point in sorted((p for p in points if Path(p).is_relative_to(folder)), key=len, reverse=True):
         run(["umount", "--lazy", point.replace("\\040", " ")], timeout_s=60, check=False)
-
-
-# --- the registry ----------------------------------------------------------------------------------------
-
-
-def ensure_registry(paths: Paths, *, note: Callable[[str], None] = _silent) -> str:
-    """The embedded registry, running; returns "127.0.0.1:PORT". The port is chosen once and kept.
-
-    It listens on loopback only and runs without capabilities.
-    """
-    folder = paths.registry
-    service = Service(name="registry", folder=folder)
-    port = _kept_port(folder)
-    if port is not None and service.pid() is not None and _serves(port):
-        return f"127.0.0.1:{port}"
-    programs = ensure_programs(paths, note=note)
-    with _locked(folder, "registry"):
-        port = _kept_port(folder)
-        if port is not None and service.pid() is not None and _serves(port):
-            return f"127.0.0.1:{port}"
-        service.stop(patience_s=10)
-        if port is None:
-            port = _free_port(str(folder.resolve()))
-            (folder / "port").write_text(f"{port}\n", encoding="ascii")
-        elif not _is_free(port):
-            msg = f"port {port} of the embedded registry is taken by another program"
-            raise InfrastructureError(
-                msg,
-                fix=f"end that program (`ss -ltnp sport = :{port}`), or delete {folder}/port for another one "
-                "(references to images that were published here then change)",
-            )
-        _start_registry(service, programs, port, note)
-    return f"127.0.0.1:{port}"
-
-
-def _start_registry(service: Service, programs: Path, port: int, note: Callable[[str], None]) -> None:
-    folder = service.folder
-    config = folder / "config.yml"
-    settings = {
-        "version": "0.1",
-        "log": {"level": "warn", "accesslog": {"disabled": True}},
-        "storage": {
-            "filesystem": {"rootdirectory": str((folder / "data").resolve())},
-            "delete": {"enabled": True},
-        },
-        # `secret` signs the state of uploads: kept, so that one goes on after a restart.
-        "http": {"addr": f"127.0.0.1:{port}", "secret": _secret(folder)},
-    }
-    config.touch(mode=0o600)
-    config.write_text(yaml.safe_dump(settings), encoding="utf-8")
-    note(f"starting the registry on 127.0.0.1:{port} …")
-    command: list[str | Path] = [programs / "usr/bin/docker-registry", "serve", config.resolve()]
-    setpriv = shutil.which("setpriv")
-    if os.geteuid() == 0 and setpriv is not None:
-        # Reading and writing the project's folder is all that is left of root's rights.
-        caps = "-all,+dac_override"
-        command = [setpriv, "--no-new-privs", f"--inh-caps={caps}", f"--bounding-set={caps}", *command]
-    # A bare environment: distribution takes settings from REGISTRY_* variables, ours must not be overridden.
-    service.start(command, env={"PATH": "/usr/bin:/bin", "HOME": str(folder), "OTEL_TRACES_EXPORTER": "none"})
-    end = time.monotonic() + _START_S
-    while time.monotonic() < end:
-        if _serves(port):
-            return
-        if service.pid() is None:
-            break
-        time.sleep(0.1)
-    tail = service.tail()
-    service.stop(patience_s=5)
-    msg = f"the embedded registry did not come up; the end of {service.log}:\n{tail}"
-    raise InfrastructureError(msg, fix="read the log above; free some disk space or the port")
-
-
-def stop_registry(paths: Paths) -> bool:
-    """Stop the project's registry; True if it ran. What it holds stays."""
-    if not paths.registry.exists():
-        return False
-    with _locked(paths.registry, "registry"):
-        return Service(name="registry", folder=paths.registry).stop(patience_s=15)
-
-
-def clean_registry(paths: Paths) -> None:
-    """Stop the registry and remove everything that was ever pushed to it. Its port is kept."""
-    stop_registry(paths)
-    if (paths.registry / "data").exists():
-        _remove(paths.registry / "data")
-
-
-def _kept_port(folder: Path) -> int | None:
-    try:
-        return int((folder / "port").read_text(encoding="ascii"))
-    except (OSError, ValueError):
-        return None
-
-
-def _free_port(seed: str) -> int:
-    """A free port; clones start at different ones, so that two of them rarely meet."""
-    first = zlib.crc32(seed.encode()) % len(_PORTS)
-    for step in range(len(_PORTS)):
-        port = _PORTS[(first + step) % len(_PORTS)]
-        if _is_free(port):
-            return port
-    msg = f"no free port between {_PORTS.start} and {_PORTS.stop - 1} on 127.0.0.1"
-    raise InfrastructureError(msg, fix="end some of the programs that listen there (`ss -ltnp`)")
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections in TIME_WAIT don't count
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
-
-
-def _serves(port: int) -> bool:
-    try:
-        with httpx.Client(trust_env=False, timeout=10) as client:  # no proxy on the way to loopback
-            return client.get(f"http://127.0.0.1:{port}/v2/").status_code == 200
-    except httpx.HTTPError:
-        return False
-
-
-def _secret(folder: Path) -> str:
-    file = folder / "secret"
-    if not file.exists():
-        file.touch(mode=0o600)
-        file.write_text(secrets.token_hex(32), encoding="ascii")
-    return file.read_text(encoding="ascii")
-
-
-def public_clients(paths: Paths, *, note: Callable[[str], None] = _silent) -> Path:
-    """cosign, crane and oras of Debian's development release; returns the folder of their programs.
-
-    Not used by mtbuild itself: they are second opinions on what our own code signs and publishes.
-    """
-    folder = paths.engine / "clients"
-    with _locked(paths.engine, "clients"):
-        if not (folder / "versions.json").exists():
-            fresh = paths.engine / "clients.new"
-            shutil.rmtree(fresh, ignore_errors=True)
-            versions = debian.unpack(_CLIENTS, suite="sid", into=fresh, note=note)
-            (fresh / "versions.json").write_text(json.dumps(versions, indent=1), encoding="utf-8")
-            shutil.rmtree(folder, ignore_errors=True)
-            fresh.replace(folder)
-    return folder / "usr/bin"

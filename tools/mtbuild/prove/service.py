@@ -7,8 +7,10 @@ matches all three is ever signalled.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -16,12 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mtbuild.errors import CommandError
+import filelock
+
+from mtbuild.errors import CommandError, InfrastructureError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
-__all__ = ["Service", "boot_id"]
+__all__ = ["Service", "boot_id", "locked", "remove"]
 
 _LOG_LIMIT = 8 << 20  # bytes; a log longer than that is begun anew (one generation kept) at the next start
 _POLL_S = 0.1
@@ -123,3 +127,26 @@ class Service:
         except OSError:
             return ""
         return "".join(f"  | {line}\n" for line in text.splitlines()[-lines:])
+
+
+@contextlib.contextmanager
+def locked(folder: Path, name: str) -> Iterator[None]:
+    """Only one process starts or stops a thing at a time; the others wait and find it done."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with filelock.FileLock(folder / f"{name}.lock", timeout=900):
+            yield
+    except filelock.Timeout as error:
+        msg = f"another mtbuild has been busy with {folder} for 15 minutes"
+        raise InfrastructureError(msg, fix="look for it with `ps`, end it, and try again") from error
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder and all in it; InfrastructureError names what could not be removed."""
+    try:
+        shutil.rmtree(folder)
+    except OSError as error:
+        msg = f"can't remove {error.filename or folder}: {error.strerror or error}"
+        raise InfrastructureError(
+            msg, fix="remove the folder as root; see `mount` for what is still mounted there"
+        ) from error
