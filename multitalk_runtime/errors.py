@@ -2,7 +2,7 @@
 
 A `Fault` has a stable `code`, the `field` of the job that it speaks of, a `message` that says what is wrong,
 and a `hint` that says what to do. It never carries a stack trace, a path of the worker or a secret: what went
-wrong inside is logged, the caller gets `internal`. `docs/runtime-errors.md` is the table of all codes, made by
+a `hint` that says what to do. It never carries a stack trace, a path of the worker or a secret: what goes
 `python -m multitalk_runtime.errors`.
 """
 
