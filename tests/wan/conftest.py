@@ -57,8 +57,8 @@ def _no_grad() -> Iterator[None]:
 HEAD = """# What `tests/wan` measures
 
 The model against the reference outputs in `tests/golden` (what each fixture holds: `tests/golden/README.md`).
-Written by `pytest tests/wan --update`; do not edit. "of max": largest difference
-divided by the largest reference value; "abs": largest difference; "rel L2": ‖difference‖ / ‖reference‖; "count": elements that differ.
+Written by `pytest tests/wan --update`; do not edit. "of max": largest difference divided by the largest
+reference value; "abs": largest difference; "rel L2": ‖difference‖ / ‖reference‖; "count": elements that differ.
 
 """
 

@@ -43,7 +43,7 @@ def load(name: str) -> dict[str, torch.Tensor]:
 
 def keys(name: str) -> dict[str, list[int]]:
     """`keys/<name>.json`: state-dict key → shape of a real checkpoint."""
-    return json.loads((GOLDEN / "keys" / f"{name}.json").read_text())
+    return json.loads((GOLDEN / "keys" / f"{name}.json").read_text())["keys"]
 
 
 def regenerate(name: str) -> dict[str, torch.Tensor]:
