@@ -24,6 +24,7 @@ def command() -> None:
       mtbuild engine start            set up what is missing, start both, say what is used
       mtbuild engine status --json
       mtbuild engine stop
+      mtbuild engine prune            remove unused images and build cache
       mtbuild engine clean --yes      remove the engine with its images and build cache
     """
 
@@ -102,6 +103,21 @@ def clean(app: App, registry: bool, yes: bool) -> None:
     if registry:
         freed += embedded.clean_registry(app.paths)
     click.echo(f"removed; {freed / 1e9:.1f} GB freed")
+
+
+@command.command()
+@click.pass_obj
+def prune(app: App) -> None:
+    """Remove the engine's unused images and build cache. What was pushed stays in its registry.
+
+    \b
+    Example:
+      mtbuild engine prune
+    """
+    from mtbuild.prove import engine as engines
+
+    freed = engines.prune(engines.connect(app.paths))
+    click.echo(f"{freed / 1e9:.1f} GB freed")
 
 
 @command.command()

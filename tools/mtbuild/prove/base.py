@@ -232,12 +232,13 @@ def _import(
     registry: str,
     paths: Paths,
     note: Callable[[str], None],
+    cached: bool = True,
 ) -> Reference:
     """The tar as a one-layer image in the registry, by BuildKit: `docker import` would add the time."""
     stat = tar.stat()
     key = f"{registry} {tar} {stat.st_size} {stat.st_mtime_ns} {_DOCKERFILE}"
     state = paths.state / "base" / f"{base.name}.json"
-    known = _known(state, key)
+    known = _known(state, key) if cached else None
     if known is not None and _served(known, engine):
         return known
     note(f"pushing base {base.name} to {registry} …")
@@ -255,6 +256,7 @@ def _import(
                 *engine.buildx,
                 "build",
                 "--progress=plain",
+                *(() if cached else ("--no-cache",)),
                 "--provenance=false",
                 "--sbom=false",
                 f"--build-arg=SOURCE_DATE_EPOCH={EPOCH}",

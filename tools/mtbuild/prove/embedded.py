@@ -46,7 +46,7 @@ __all__ = [
 
 _NEEDED = {"iptables": "iptables", "setpriv": "util-linux", "ip": "iproute2"}
 
-_SOCKET_LIMIT = 100  # bytes; the kernel takes 107, and buildx adds a little
+_SOCKET_LIMIT = 107  # bytes in a socket's path, unix(7)
 _START_S, _STOP_S = 60.0, 45.0
 _CACHE_LIMIT_GB = 20  # BuildKit's cache; the two default cells with everything shared need about 15
 
@@ -116,13 +116,17 @@ def ensure_engine(
     if daemon.alive():
         return daemon
     debian.need_root("starting the embedded engine")
-    if len(daemon.url) > _SOCKET_LIMIT:
-        msg = f"the path of the engine's socket is too long for the kernel: {daemon.socket}"
+    longest = daemon.exec / "containerd/containerd.sock.ttrpc"
+    if len(os.fsencode(longest)) > _SOCKET_LIMIT:
+        msg = f"the path of the engine's sockets is too long for the kernel: {longest}"
         raise InfrastructureError(msg, fix="set MTBUILD_CACHE to a folder with a shorter path")
     ensure_programs(paths, note=note)
     with locked(paths.engine, "engine"):
-        if daemon.alive():  # another process was faster
+        if daemon.service.pid() is not None and _up(daemon):  # another process was faster, or it is busy
             return daemon
+        if daemon.service.pid() is not None:  # builds may still run in it: not ours to kill unasked
+            msg = f"the embedded engine runs but has not answered for {_START_S:g} s"
+            raise InfrastructureError(msg, fix="wait for the work in it, or `make engine-down` and try again")
         _need_room(daemon.folder)
         debian.install(_NEEDED, note)
         _sweep(daemon)
@@ -149,7 +153,11 @@ def configuration(daemon: Daemon) -> dict[str, object]:
         "exec-root": str(daemon.exec),
         "pidfile": str(daemon.folder / "docker.pid"),
         "hosts": [daemon.url],
-        "builder": {"gc": {"enabled": True, "defaultKeepStorage": f"{_CACHE_LIMIT_GB}GB"}},
+        # One bound for all of BuildKit's cache, the oldest goes first. Without a policy of ours, cache mounts
+        # (the wheels of a cell) would go after two days.
+        "builder": {
+            "gc": {"enabled": True, "policy": [{"keepStorage": f"{_CACHE_LIMIT_GB}GB", "all": True}]}
+        },
         "log-driver": "json-file",
         "log-opts": {"max-size": "20m", "max-file": "2"},
         "log-level": "warn",
@@ -176,17 +184,22 @@ def _start(daemon: Daemon) -> None:
             **{key: value for key, value in os.environ.items() if _for_network(key)},
         },
     )
-    end = time.monotonic() + _START_S
-    while time.monotonic() < end:
-        if answers(daemon.socket):
-            return
-        if daemon.service.pid() is None:
-            break
-        time.sleep(0.2)
+    if _up(daemon):
+        return
     tail = daemon.service.tail()
     daemon.service.stop(patience_s=10)
     msg = f"the engine did not come up; the end of {daemon.service.log}:\n{tail}"
     raise InfrastructureError(msg, fix=_start_fix(tail))
+
+
+def _up(daemon: Daemon) -> bool:
+    """Wait until it answers; False if it ended or took too long."""
+    end = time.monotonic() + _START_S
+    while time.monotonic() < end and daemon.service.pid() is not None:
+        if answers(daemon.socket):
+            return True
+        time.sleep(0.2)
+    return False
 
 
 def _start_fix(log: str) -> str:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from mtbuild.paths import Paths
 
-__all__ = ["Engine", "EngineFacts", "connect", "find_client"]
+__all__ = ["Engine", "EngineFacts", "connect", "find_client", "prune"]
 
 Origin = Literal["DOCKER_HOST", "running", "embedded"]
 
@@ -241,3 +241,20 @@ def _facts(client: DockerClient) -> EngineFacts:
         kernel=str(info.get("KernelVersion", "")),
         system=str(info.get("OperatingSystem", "")),
     )
+
+
+def prune(engine: Engine) -> int:
+    """Remove the engine's unused images and build cache; returns the freed bytes.
+
+    Nothing is lost: what was pushed is in its registry, the rest is made again when it is needed.
+    """
+    before = shutil.disk_usage(engine.data_root).free if engine.data_root.exists() else 0
+    try:
+        engine.client.images.prune(filters={"dangling": False})
+    except (DockerException, OSError) as error:
+        msg = f"the engine could not remove images: {error}"
+        raise InfrastructureError(
+            msg, fix="end what still runs in it, then run the same command again"
+        ) from error
+    run([*engine.buildx, "prune", "--all", "--force"], timeout_s=1800)
+    return max(0, shutil.disk_usage(engine.data_root).free - before) if before else 0

@@ -44,8 +44,10 @@ def ensure_registry(paths: Paths, *, note: Callable[[str], None] = lambda _: Non
         running = registry_address(paths)
         if running is not None:  # another process was faster
             return running
-        service.stop(patience_s=10)
         port = _kept_port(folder)
+        if port is not None and _up(service, port):  # it was only busy
+            return f"127.0.0.1:{port}"
+        service.stop(patience_s=10)
         if port is None:
             port = _free_port(str(folder.resolve()))
             (folder / "port").write_text(f"{port}\n", encoding="ascii")
@@ -91,17 +93,22 @@ def _start_registry(service: Service, programs: Path, port: int, note: Callable[
         command = [setpriv, "--no-new-privs", f"--inh-caps={caps}", f"--bounding-set={caps}", *command]
     # A bare environment: distribution takes settings from REGISTRY_* variables, ours must not be overridden.
     service.start(command, env={"PATH": "/usr/bin:/bin", "HOME": str(folder), "OTEL_TRACES_EXPORTER": "none"})
-    end = time.monotonic() + _START_S
-    while time.monotonic() < end:
-        if _serves(port):
-            return
-        if service.pid() is None:
-            break
-        time.sleep(0.1)
+    if _up(service, port):
+        return
     tail = service.tail()
     service.stop(patience_s=5)
     msg = f"the embedded registry did not come up; the end of {service.log}:\n{tail}"
     raise InfrastructureError(msg, fix="read the log above; free some disk space or the port")
+
+
+def _up(service: Service, port: int) -> bool:
+    """Wait until it answers; False if it ended or took too long."""
+    end = time.monotonic() + _START_S
+    while time.monotonic() < end and service.pid() is not None:
+        if _serves(port):
+            return True
+        time.sleep(0.1)
+    return False
 
 
 def stop_registry(paths: Paths) -> bool:
