@@ -1,0 +1,222 @@
+"""int8 and fp8 weights: half the memory of bf16. Weight-only by default; fp8 matrix products are an opt-in.
+
+A row of a weight is stored as q·scale with scale = max|row| / 127 (int8) or / 448 (fp8 e4m3). The state dict
+has the official quantised files' layout (optimum-quanto): `weight._data`, `weight._scale`, `bias`,
+`input_scale`, `output_scale`; a map names the modules: {"blocks.0.ffn.0": {"weights": "qint8",
+"activations": "none"}}. Specification §6.2.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+KINDS: dict[str, tuple[str, torch.dtype, float]] = {
+    "int8": ("qint8", torch.int8, 127.0),
+    "fp8": ("qfloat8_e4m3fn", torch.float8_e4m3fn, 448.0),
+}
+
+
+class QuantError(ValueError):
+    """A quantised checkpoint or a request for quantisation that can't be served; the message says what to
+    do.
+    """
+
+
+class QuantWeight(nn.Module):
+    """The two tensors of a quantised weight, under the names that the official files give them."""
+
+    def __init__(self, data: Tensor, scale: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("_data", data)
+        self.register_buffer("_scale", scale)
+
+    def dequantized(self, dtype: torch.dtype) -> Tensor:
+        """[out, in] in `dtype`; int8 values and e4m3 values are exact in bf16, so one rounding happens."""
+        return self._data.to(dtype) * self._scale.to(dtype)
+
+
+class QuantLinear(nn.Module):
+    """A Linear with a quantised weight: x [..., in] → [..., out] in x's dtype.
+
+    `matmul` "dequantize" (default) restores the weight and multiplies as ever: less memory, not faster.
+    "fp8" also rounds x row by row to fp8 and multiplies in fp8: about twice as fast on Hopper, lossy, only
+    after `use_fp8_matmul`.
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, kind: str, *, bias: bool, dtype: torch.dtype
+    ) -> None:
+        super().__init__()
+        self.in_features, self.out_features, self.kind = in_features, out_features, kind
+        self.matmul = "dequantize"
+        data = torch.empty(out_features, in_features, dtype=_kind(kind)[1])
+        self.weight = QuantWeight(data, torch.empty(out_features, 1, dtype=dtype))
+        self.bias = (
+            nn.Parameter(torch.empty(out_features, dtype=dtype), requires_grad=False) if bias else None
+        )
+        self.register_buffer("input_scale", torch.ones((), dtype=dtype))
+        self.register_buffer("output_scale", torch.ones((), dtype=dtype))
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, kind: str) -> QuantLinear:
+        """Quantise a Linear's weight row by row, on its device."""
+        weight = linear.weight.detach()
+        with torch.device("meta"):
+            out = cls(
+                linear.in_features,
+                linear.out_features,
+                kind,
+                bias=linear.bias is not None,
+                dtype=weight.dtype,
+            )
+        out.weight = QuantWeight(*quantize_rows(weight, kind))
+        out.bias = None if linear.bias is None else nn.Parameter(linear.bias.detach(), requires_grad=False)
+        for name in ("input_scale", "output_scale"):
+            setattr(out, name, torch.ones((), dtype=weight.dtype, device=weight.device))
+        return out
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.matmul == "fp8":
+            return _fp8_linear(x, self.weight, self.bias)
+        return F.linear(x, self.weight.dequantized(x.dtype), self.bias)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features} → {self.out_features}, {self.kind}, matmul={self.matmul}"
+
+
+def quantize_rows(weight: Tensor, kind: str) -> tuple[Tensor, Tensor]:
+    """(q [out, in], scale [out, 1] in weight's dtype) with q·scale ≈ weight; a row of zeros keeps scale 1."""
+    _, dtype, top = _kind(kind)
+    wide = weight.float()
+    scale = wide.abs().amax(dim=1, keepdim=True) / top
+    scale = torch.where(scale > 0, scale, 1.0).to(weight.dtype)
+    ratio = (wide / scale.float()).clamp(-top, top)
+    return (ratio.round() if dtype == torch.int8 else ratio).to(dtype), scale
+
+
+def quantize(
+    model: nn.Module, kind: str, *, select: Callable[[str], bool] = lambda name: name.startswith("blocks.")
+) -> dict[str, dict[str, str]]:
+    """Replace the selected Linears of `model` (default: those of the blocks) by QuantLinears; returns the
+    map.
+
+    Embeddings, head, norms and modulation keep their dtype: they are small, and the output depends on them
+    directly.
+    """
+    chosen = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and select(n)]
+    if not chosen:
+        msg = f"quantize: no Linear of {type(model).__name__} was selected"
+        raise QuantError(msg)
+    for name in chosen:
+        _replace(model, name, QuantLinear.from_linear(model.get_submodule(name), kind))
+    return {name: {"weights": _kind(kind)[0], "activations": "none"} for name in chosen}
+
+
+def load_quantized(
+    model: nn.Module, weights: Path | str | Mapping[str, Tensor], quant_map: Path | str | Mapping[str, Any]
+) -> nn.Module:
+    """Fill `model` (built on the meta device) from a quantised checkpoint in the official layout.
+
+    weights: a safetensors file or a state dict; quant_map: its json or the parsed form. Every tensor of the
+    file is used and every tensor of the model filled. Raises QuantError naming the module, tensor or map
+    entry at fault.
+    """
+    if not isinstance(quant_map, Mapping):
+        quant_map = json.loads(Path(quant_map).read_text())
+    if not isinstance(weights, Mapping):
+        from safetensors.torch import load_file
+
+        weights = load_file(weights)
+    for name, entry in quant_map.items():
+        _replace(model, name, _empty_like(model, name, entry, weights))
+    missing, unexpected = model.load_state_dict(dict(weights), strict=False, assign=True)
+    if missing or unexpected:
+        msg = (
+            f"quantised checkpoint: {len(missing)} tensors missing {sorted(missing)[:5]}, "
+            f"{len(unexpected)} unexpected {sorted(unexpected)[:5]}; are file and map of one model?"
+        )
+        raise QuantError(msg)
+    return model.requires_grad_(False)
+
+
+def use_fp8_matmul(model: nn.Module) -> int:
+    """Let every fp8 QuantLinear multiply in fp8 (lossy); returns how many. Raises QuantError where the GPU
+    can't.
+
+    Needs compute capability ≥ 8.9 and a torch whose `_scaled_mm` takes row-wise scales.
+    """
+    layers = [m for m in model.modules() if isinstance(m, QuantLinear) and m.kind == "fp8"]
+    if not layers:
+        msg = "use_fp8_matmul: the model has no fp8 weights; quantize(model, 'fp8') first"
+        raise QuantError(msg)
+    device = layers[0].weight._data.device
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9):
+        msg = f"use_fp8_matmul: {device} has no fp8 matrix units (compute capability 8.9 or newer is needed)"
+        raise QuantError(msg)
+    for layer in layers:
+        layer.matmul = "fp8"
+    return len(layers)
+
+
+def _fp8_linear(x: Tensor, weight: QuantWeight, bias: Tensor | None) -> Tensor:
+    rows = x.reshape(-1, x.shape[-1])
+    data, scale = quantize_rows(rows, "fp8")
+    out = torch._scaled_mm(
+        data,
+        weight._data.t(),
+        scale_a=scale.float(),
+        scale_b=weight._scale.float().t(),
+        bias=bias,
+        out_dtype=x.dtype,
+        use_fast_accum=True,
+    )
+    return out.view(*x.shape[:-1], -1)
+
+
+def _empty_like(
+    model: nn.Module, name: str, entry: Mapping[str, str], weights: Mapping[str, Tensor]
+) -> QuantLinear:
+    try:
+        linear = model.get_submodule(name)
+    except AttributeError as e:
+        msg = f"quantisation map: {name!r} is no module of {type(model).__name__}; is it another model's map?"
+        raise QuantError(msg) from e
+    kind = next((k for k, (label, *_) in KINDS.items() if label == entry.get("weights")), None)
+    if kind is None or entry.get("activations", "none") != "none" or not isinstance(linear, nn.Linear):
+        labels = " or ".join(label for label, *_ in KINDS.values())
+        msg = f"quantisation map: {name!r} is {dict(entry)}; only Linears with {labels} weights alone load"
+        raise QuantError(msg)
+    data = weights.get(f"{name}.weight._data")
+    wanted = KINDS[kind][1]
+    if data is None or data.dtype != wanted or tuple(data.shape) != (linear.out_features, linear.in_features):
+        found = "absent" if data is None else f"{data.dtype} {list(data.shape)}"
+        shape = [linear.out_features, linear.in_features]
+        msg = f"quantised checkpoint: {name}.weight._data should be {wanted} {shape}, it is {found}"
+        raise QuantError(msg)
+    with torch.device("meta"):
+        return QuantLinear(
+            linear.in_features,
+            linear.out_features,
+            kind,
+            bias=linear.bias is not None,
+            dtype=linear.weight.dtype,
+        )
+
+
+def _replace(model: nn.Module, name: str, new: nn.Module) -> None:
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, new)
+
+
+def _kind(kind: str) -> tuple[str, torch.dtype, float]:
+    if kind not in KINDS:
+        msg = f"unknown quantisation {kind!r}; choose one of {', '.join(KINDS)}"
+        raise QuantError(msg)
+    return KINDS[kind]
