@@ -1,0 +1,128 @@
+"""`mtbuild smoke`: the suite in an unmodified container of an image, by digest."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import click
+
+if TYPE_CHECKING:
+    from mtbuild.cli import App
+    from mtbuild.plan.cell import Cell
+    from mtbuild.prove.report import SmokeReport
+
+
+@click.command("smoke")
+@click.argument("reference", metavar="REF@sha256:…")
+@click.option("--cell", "cell_name", metavar="CELL", help="The cell that the image was built from.")
+@click.option(
+    "--tier",
+    type=click.Choice(["auto", "cpu", "gpu"]),
+    default="auto",
+    show_default=True,
+    help="auto: gpu where this host has one.",
+)
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the signed evidence here, for `mtbuild publish --evidence`.",
+)
+@click.option(
+    "--report",
+    "report_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the report as plain JSON here as well.",
+)
+@click.option(
+    "--runtime/--no-runtime",
+    default=None,
+    help="Whether the image must hold the wheel multitalk-runtime.  [default: where the cell does]",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@click.pass_obj
+def command(
+    app: App,
+    reference: str,
+    cell_name: str | None,
+    tier: Literal["auto", "cpu", "gpu"],
+    out: Path | None,
+    report_file: Path | None,
+    runtime: bool | None,
+    as_json: bool,
+) -> None:
+    """Run the suite in an unmodified container of an image, by digest.
+
+    The container has a read-only root, no network and no rights, and runs as uid 65532 and once more as a
+    random uid with gid 0. Any image can be smoked: without --cell its versions are recorded, not compared.
+    Exit code 0 if every required check passed, else 1.
+
+    \b
+    Examples:
+      mtbuild smoke 127.0.0.1:5100/staging@sha256:… --cell v73 --out v73.cpu.json
+      mtbuild smoke ghcr.io/acme/multitalk@sha256:… --cell v73 --tier gpu --out v73.l4.json
+      mtbuild smoke registry.example.org/someone/comfyui@sha256:… --json
+    """
+    from mtbuild.digest import Reference
+    from mtbuild.prove.engine import connect
+    from mtbuild.prove.smoke import smoke, tier_here
+
+    ref = Reference.parse(reference)
+    cell = _cell(app, cell_name) if cell_name else None
+    level = tier_here(tier)
+    engine = connect(app.paths, note=app.note)
+    folder = app.paths.state / "smoke" / f"{ref.digest.short}-{level}"
+    app.note(f"smoking {ref.repository}@{ref.digest.short}… on tier {level}")
+    report = smoke(
+        ref,
+        cell=cell,
+        engine=engine,
+        out=folder,
+        tier=level,
+        note=lambda text: app.note(f"  {text}"),
+        runtime=runtime,
+    )
+    if report_file is not None:
+        report.write(report_file)
+    if out is not None:
+        _sign(app, report, cell, out)
+    if as_json:
+        click.echo(json.dumps(report.to_json(), indent=2, ensure_ascii=False))
+    else:
+        _show(report, folder / "report.json")
+    click.get_current_context().exit(0 if report.passed() else 1)
+
+
+def _cell(app: App, name: str) -> Cell:
+    from mtbuild.plan.matrix import load
+
+    return load(app.paths.matrix).cell(name)
+
+
+def _sign(app: App, report: SmokeReport, cell: Cell | None, out: Path) -> None:
+    from mtbuild.publish import evidence
+    from mtbuild.publish.keys import Keys
+
+    keys = Keys.ensure(app.paths.keys)
+    evidence.sign(evidence.statement(report, cell), keys.own).write(out)
+    app.note(f"evidence: {out}")
+
+
+def _show(report: SmokeReport, file: Path) -> None:
+    click.echo(f"{report.ref} ({report.cell_name or 'no cell'}), tier {report.tier}: {_verdict(report)}")
+    for result in report.results:
+        if result.status in ("passed", "skipped"):
+            continue
+        click.echo(f"\n{result.check} (as {result.user}): {result.status}: {result.message}")
+        if result.diagnosis:
+            click.echo(f"  why: {result.diagnosis}")
+        if result.fix:
+            click.echo(f"  fix: {result.fix}")
+    click.echo(f"\nreport: {file}")
+
+
+def _verdict(report: SmokeReport) -> str:
+    if report.passed():
+        return f"passed ({len(report.required)} required checks)"
+    return "not passed\n" + "\n".join(f"  ✗ {line}" for line in report.problems)

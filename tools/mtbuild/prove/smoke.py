@@ -1,0 +1,394 @@
+"""Run the suite in an unmodified container of one digest, twice, and write down who observed what.
+
+First every check as uid 65532, then those that depend on the user once more as a random uid with gid 0. The
+suite and its request are mounted read-only, `out` is the only thing that the image may write to; what it
+writes there is read with care and is the image's word. The tier is the host's: `gpu` only where NVML showed a
+GPU and a process of this very container holding its memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import secrets
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from stat import S_ISREG
+from typing import TYPE_CHECKING, Any, Literal
+
+from mtbuild.digest import Digest
+from mtbuild.errors import InfrastructureError, InputError, MtbuildError
+from mtbuild.proc import run
+from mtbuild.prove import attach as attaching
+from mtbuild.prove import container as containers
+from mtbuild.prove import host_facts
+from mtbuild.prove.report import (
+    CPU_CHECKS,
+    EVERY_USER,
+    GPU_CHECKS,
+    CheckResult,
+    ContainerRun,
+    Fact,
+    SmokeReport,
+    required_checks,
+    validate,
+)
+
+if TYPE_CHECKING:
+    from mtbuild.digest import Reference
+    from mtbuild.plan.cell import Cell
+    from mtbuild.prove.engine import Engine
+    from mtbuild.prove.report import Tier
+
+__all__ = ["smoke", "suite_digest", "tier_here"]
+
+SUITE = Path(__file__).resolve().parent / "suite"
+USER = "65532:65532"
+_REPORT_LIMIT = 8 << 20
+_HOLD_S = 15.0  # a GPU check holds memory until the host has seen it, at most so long
+_SLACK_S = 60.0  # for starting Python in a cold image, on top of the checks' own limits
+Note = Callable[[str], None]
+
+
+def suite_digest() -> Digest:
+    """Of the suite's files: evidence names the suite that it comes from."""
+    total = hashlib.sha256()
+    for file in _suite_files():
+        data = file.read_bytes()
+        total.update(f"{file.relative_to(SUITE)}\0{len(data)}\0".encode())
+        total.update(data)
+    return Digest(total.hexdigest())
+
+
+def tier_here(asked: Literal["cpu", "gpu", "auto"]) -> Tier:
+    """The tier to run on this host; InputError if `gpu` is asked for where NVML sees none."""
+    found = host_facts.gpus()
+    if asked == "gpu" and not found:
+        msg = "tier gpu was asked for, but NVML sees no GPU on this host"
+        raise InputError(msg, fix="smoke on a GPU host, or with --tier cpu (channel `checked`)")
+    if asked == "auto":
+        return "gpu" if found else "cpu"
+    return asked
+
+
+def smoke(
+    ref: Reference,
+    *,
+    cell: Cell | None,
+    engine: Engine,
+    out: Path,
+    tier: Literal["cpu", "gpu", "auto"] = "auto",
+    note: Note = lambda _: None,
+    runtime: bool | None = None,
+    limits: containers.Limits | None = None,
+) -> SmokeReport:
+    """Smoke one digest; the report is returned and stands in `out`/report.json.
+
+    `cell` None smokes a foreign image: versions are recorded, not compared. `runtime` says whether the image
+    is meant to hold the wheel multitalk-runtime (by default every `runtime-deps` cell is). A failed check is
+    a result, not an error; InfrastructureError where nothing can be said of the image.
+    """
+    level = tier_here(tier)
+    started = _now()
+    holds = (cell is not None and cell.flavour == "runtime-deps") if runtime is None else runtime
+    containers.sweep(engine)
+    image = containers.fetch(ref, engine=engine, note=note)
+    out.mkdir(parents=True, exist_ok=True)
+    names = CPU_CHECKS + (GPU_CHECKS if level == "gpu" else ())
+    session = _Session(
+        ref=ref,
+        cell=cell,
+        engine=engine,
+        out=out,
+        tier=level,
+        note=note,
+        limits=limits or containers.Limits(),
+        required=required_checks(cell, level, runtime=holds),
+        runtime=holds,
+        attachment=attaching.attach(engine.facts) if level == "gpu" else None,
+    )
+    for user, checks in ((USER, names), (_any_user(), tuple(n for n in names if n in EVERY_USER))):
+        session.run(user, checks)
+    report = SmokeReport(
+        ref=ref,
+        cell_id=cell.id if cell else None,
+        cell_name=cell.name if cell else None,
+        tier="gpu" if level == "gpu" and session.held else "cpu",
+        required=session.required,
+        allow_degraded=session.allow_degraded,
+        results=tuple(session.results),
+        runs=tuple(session.runs),
+        facts=(*session.facts(image), *session.said),
+        suite=suite_digest(),
+        started=started,
+        finished=_now(),
+    )
+    if level == "gpu" and not session.held:
+        note("NVML saw no process of the container hold GPU memory: this run counts as tier cpu")
+    report.write(out / "report.json")
+    return report
+
+
+@dataclass(kw_only=True)
+class _Session:
+    """What both containers of one run share, and what came of them."""
+
+    ref: Reference
+    cell: Cell | None
+    engine: Engine
+    out: Path
+    tier: Tier
+    note: Note
+    limits: containers.Limits
+    required: tuple[str, ...]
+    runtime: bool
+    attachment: attaching.Attachment | None
+    results: list[CheckResult] = field(default_factory=list)
+    runs: list[ContainerRun] = field(default_factory=list)
+    said: list[Fact] = field(default_factory=list)
+    held: dict[str, int] = field(default_factory=dict)  # user → most GPU memory seen, bytes
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def allow_degraded(self) -> bool:
+        return self.cell is not None and "degraded" in self.cell.allow
+
+    def run(self, user: str, checks: tuple[str, ...]) -> None:
+        """One container as one user; its results, its end and what the host saw are added."""
+        nonce = secrets.token_hex(8)
+        folder = self.out / f"run-{nonce}"
+        request = self.request(user, checks, nonce)
+        try:
+            mounts = _lay_out(folder, request)
+            finished = containers.run_in_container(
+                self.ref,
+                ["python3", "/mtbuild/suite", "--request", "/mtbuild/request.json"],
+                engine=self.engine,
+                user=user,
+                nonce=nonce,
+                mounts=mounts,
+                limits=self.limits,
+                limit_s=_limit_s(checks),
+                attachment=self.attachment,
+                on_line=lambda line: _tell(line, self.note),
+                watch=lambda container: self.watch(container, user, folder / "out"),
+            )
+            (self.out / f"log-{_slug(user)}.txt").write_text(finished.log, encoding="utf-8")
+            results, said = _read(folder / "out", request, finished)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        self.results += results
+        if not self.runs:  # what a second user sees of the same image is not another fact
+            self.said = said
+        self.settings[user] = finished.settings
+        self.runs.append(
+            ContainerRun(
+                user=user,
+                exit_status=finished.exit_status,
+                oom_killed=finished.oom_killed,
+                seconds=finished.seconds,
+            )
+        )
+
+    def request(self, user: str, checks: tuple[str, ...], nonce: str) -> dict[str, Any]:
+        """The document that the suite reads (request.schema.json)."""
+        cell = self.cell
+        document = {
+            "schema": 1,
+            "nonce": nonce,
+            "tier": self.tier,
+            "user": user,
+            "checks": list(checks),
+            "required": [name for name in self.required if name in checks],
+            "allow_degraded": self.allow_degraded,
+            "runtime": self.runtime,
+            "cell": None
+            if cell is None
+            else {
+                "id": cell.id,
+                "name": cell.name,
+                "python": cell.python,
+                "torch": cell.torch,
+                "cuda": cell.cuda,
+                "triton": cell.triton,
+                "xformers": cell.xformers,
+                "targets": list(cell.targets),
+            },
+            "cache": "/cache",
+            "out": "/mtbuild/out",
+            "hold_s": _HOLD_S if self.tier == "gpu" else 0,
+        }
+        validate(document, "request", where="request")
+        return document
+
+    def watch(self, container: str, user: str, out: Path) -> None:
+        """While it runs: note what it holds on the GPU, and let a check that waits for that go on."""
+        if self.tier != "gpu":
+            return
+        held = sum(host_facts.held_by(container).values())
+        if held > self.held.get(user, 0):
+            self.held[user] = held
+        if held:
+            # The image owns this folder: never follow what it may have put in the mark's place.
+            flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW
+            try:
+                os.close(os.open(out / "gpu-seen", flags, 0o644))
+            except OSError:
+                return
+
+    def facts(self, image: dict[str, Any]) -> list[Fact]:
+        """All that the host knows by itself."""
+        engine = self.engine.facts
+        known: dict[str, Any] = {
+            "digest": str(self.ref.digest),
+            "image.id": image["Id"],
+            "image.size_bytes": image.get("Size"),
+            "image.platform": f"{image.get('Os')}/{image.get('Architecture')}",
+            "image.user": (image.get("Config") or {}).get("User", ""),
+            "engine.version": engine.version,
+            "engine.store": engine.store,
+            "host.kernel": engine.kernel,
+            "host.system": engine.system,
+            "host.processor": host_facts.processor(),
+            "host.cpus": engine.cpus,
+            "host.memory_bytes": host_facts.host_memory_bytes(),
+            "host.python": platform.python_version(),
+            "container.settings": self.settings,
+            "mtbuild.runtime_expected": self.runtime,
+        }
+        if self.tier == "gpu" and self.attachment is not None:
+            found = host_facts.gpus()
+            first = found[0]
+            known |= {
+                "gpu.name": first.name,
+                "gpu.sm": first.sm,
+                "gpu.uuid": first.uuid,
+                "gpu.memory_bytes": first.memory_bytes,
+                "gpu.driver": first.driver,
+                "gpu.driver_cuda": first.cuda,
+                "gpu.count": len(found),
+                "gpu.attached_by": self.attachment.way,
+                "gpu.held_bytes": dict(self.held),
+            }
+        return [Fact(name=name, value=value, observed_by="host") for name, value in known.items()]
+
+
+def _lay_out(folder: Path, request: dict[str, Any]) -> dict[Path, tuple[str, str]]:
+    """Copy the suite and the request to where any user of a container can read them."""
+    suite, out = folder / "suite", folder / "out"
+    for file in _suite_files():
+        target = suite / file.relative_to(SUITE)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, target)
+    (folder / "request.json").write_text(json.dumps(request, indent=2), encoding="utf-8")
+    out.mkdir()
+    for place in (suite, *suite.rglob("*"), folder / "request.json"):  # whatever this process's umask is
+        place.chmod(0o755 if place.is_dir() else 0o644)
+    out.chmod(0o777)
+    return {
+        suite.resolve(): ("/mtbuild/suite", "ro"),
+        (folder / "request.json").resolve(): ("/mtbuild/request.json", "ro"),
+        out.resolve(): ("/mtbuild/out", "rw"),
+    }
+
+
+def _suite_files() -> list[Path]:
+    return sorted(path for path in SUITE.rglob("*") if path.suffix in (".py", ".json"))
+
+
+def _limit_s(checks: tuple[str, ...]) -> float:
+    """The sum of the checks' own limits; the suite is asked, since nothing here imports it."""
+    listed = run([sys.executable, SUITE, "--list"], timeout_s=60).output
+    limits = {check["id"]: check["limit_s"] for check in json.loads(listed)}
+    return float(sum(limits.get(name, 0) for name in checks)) + _SLACK_S
+
+
+def _read(
+    out: Path, request: dict[str, Any], finished: containers.Finished
+) -> tuple[list[CheckResult], list[Fact]]:
+    """What the image says, checked for form; where it says nothing usable, every check is an error."""
+    user = request["user"]
+    try:
+        document = json.loads(_untrusted(out / "report.json"))
+        validate(document, "report", where="the image's report.json")
+        _matches(document, request)
+    except (OSError, ValueError, MtbuildError) as error:
+        why = f"no usable report came out of the container: {error}"
+        if finished.oom_killed:
+            why = "the container ran out of memory"
+        elif finished.exit_status is None:
+            why = "the container did not end within the sum of its checks' limits"
+        lost = CheckResult(
+            check="",
+            status="error",
+            user=user,
+            seconds=0.0,
+            message=why,
+            detail=finished.log[-4000:],
+            diagnosis="the suite was stopped, or something in the image interferes with it",
+            fix="read the log under `detail`; raise the container's limits if it was stopped",
+        )
+        return [CheckResult(**{**vars(lost), "check": name}) for name in request["checks"]], []
+    results = [CheckResult(user=user, **result) for result in document["results"]]
+    # "suite.": so that nothing that an image says can take the place of a host's fact
+    said = [
+        Fact(name=f"suite.{name}", value=value, observed_by="image")
+        for name, value in document["facts"].items()
+    ]
+    return results, said
+
+
+def _matches(document: dict[str, Any], request: dict[str, Any]) -> None:
+    """The report must answer this very request: not one that lies in the image."""
+    got = [result["check"] for result in document["results"]]
+    if document["nonce"] != request["nonce"] or document["tier"] != request["tier"]:
+        msg = "it answers another request"
+        raise MtbuildError(msg)
+    if got != request["checks"]:
+        msg = f"it holds {', '.join(got)} instead of {', '.join(request['checks'])}"
+        raise MtbuildError(msg)
+
+
+def _untrusted(path: Path) -> bytes:
+    """A file that the image made: a plain one, of bounded size, never through a link."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    with os.fdopen(descriptor, "rb") as stream:
+        status = os.fstat(stream.fileno())
+        if not S_ISREG(status.st_mode) or status.st_size > _REPORT_LIMIT:
+            msg = "report.json is no plain file of at most 8 MiB"
+            raise InfrastructureError(msg)
+        return stream.read(_REPORT_LIMIT)
+
+
+def _tell(line: str, note: Note) -> None:
+    """A progress line of the suite, for people; lines that are not the suite's are let go."""
+    try:
+        event = json.loads(line)
+        kind = event["event"]
+        if kind == "start":
+            note(f"as {event['user']}: {len(event['checks'])} checks")
+        elif kind == "result":
+            sign = {"passed": "✓", "skipped": "–", "degraded": "~"}.get(event["status"], "✗")
+            text = str(event["message"]).splitlines()[0] if event["message"] else ""
+            note(f"{sign} {event['check']:<19}{event['seconds']:6.1f} s  {text[:160]}")
+    except (ValueError, KeyError, TypeError):
+        return
+
+
+def _any_user() -> str:
+    """A uid that no image knows, with gid 0, as container platforms choose it."""
+    return f"{1_000_000_000 + secrets.randbelow(1_000_000_000)}:0"
+
+
+def _slug(user: str) -> str:
+    return "65532" if user == USER else "any"
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
