@@ -1,9 +1,9 @@
 """Every way a job can end badly, as a structured error that a caller can act on.
 
 A `Fault` has a stable `code`, the `field` of the job that it speaks of, a `message` that says what is wrong,
-and a `hint` that says what to do. It never carries a stack trace, a path of the worker or a secret: what went
-a `hint` that says what to do. It never carries a stack trace, a path of the worker or a secret: what goes
-`python -m multitalk_runtime.errors`.
+and a `hint` that says what to do. It never carries a stack trace, a path of the worker or a secret: what
+went wrong inside is logged, the caller gets `internal`. `docs/runtime-errors.md` is the table of all codes,
+made by `python -m multitalk_runtime.errors`.
 """
 
 from __future__ import annotations
