@@ -58,7 +58,8 @@ HEAD = """# What `tests/wan` measures
 
 The model against the reference outputs in `tests/golden` (what each fixture holds: `tests/golden/README.md`).
 Written by `pytest tests/wan --update`; do not edit. "of max": largest difference divided by the largest
-reference value; "abs": largest difference; "rel L2": ‖difference‖ / ‖reference‖; "count": elements that differ.
+reference value; "abs": largest difference; "rel L2": ‖difference‖ / ‖reference‖;
+"count": elements that differ.
 
 """
 
