@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from wan.distributed import plan_rounds
+from wan.distributed import BranchParallel, free_model, plan_rounds, shard_model
 from wan.distributed.xdit_context_parallel import UlyssesParallel, column_counts
+from wan.modules.multitalk_model import WanModel
 from wan.modules.runtime import Parallel
 
 GRID = (2, 3, 5)  # five columns: not divisible by 2 or 4
@@ -77,6 +78,91 @@ def _pieces(rank: int, size: int) -> None:
 @pytest.mark.parametrize("size", [2, 4])
 def test_pieces_equal_one_process(size: int) -> None:
     run(_pieces, size)
+
+
+def dit(seed: int = 1) -> WanModel:
+    """A tiny audio DiT, with weights wide enough apart that speakers are told apart beyond rounding."""
+    torch.manual_seed(seed)
+    model = WanModel(
+        in_dim=36,
+        dim=48,
+        ffn_dim=96,
+        freq_dim=32,
+        text_dim=24,
+        text_len=16,
+        num_heads=4,
+        num_layers=3,
+        context_tokens=4,
+        intermediate_dim=8,
+    )
+    return model.eval().requires_grad_(False)
+
+
+def call(people: int, seed: int = 0) -> dict[str, object]:
+    """Arguments of one pass on a 3×4×6 token grid: six columns, so four ranks take 2, 2, 1 and 1."""
+    g = torch.Generator().manual_seed(seed)
+    left = torch.zeros(8, 12)
+    left[:, :5] = 1
+    masks = torch.stack((left, left.flip(1), 1 - left - left.flip(1)))
+    return {
+        "x": [torch.randn(16, 3, 8, 12, generator=g)],
+        "t": torch.tensor([700.0]),
+        "context": [torch.randn(9, 24, generator=g)],
+        "seq_len": 72,
+        "clip_fea": torch.randn(1, 257, 1280, generator=g),
+        "y": torch.randn(1, 20, 3, 8, 12, generator=g),
+        "audio": torch.randn(people, 9, 5, 12, 768, generator=g),
+        "ref_target_masks": masks,
+    }
+
+
+def close(got: Tensor, want: Tensor) -> None:
+    torch.testing.assert_close(got, want, rtol=0, atol=2e-5 * float(want.abs().max()))
+
+
+def _dit(rank: int, size: int) -> None:
+    """One and two speakers by Ulysses, then three branches by the hybrid, then by FSDP with Ulysses."""
+    model = dit()
+    wants = {people: model(**call(people)) for people in (1, 2)}
+    model.use(parallel=UlyssesParallel())
+    for people, want in wants.items():
+        close(model(**call(people)), want)
+
+    calls = [call(people, seed) for people, seed in ((2, 5), (2, 6), (1, 7))]
+    model.use(parallel=Parallel())
+    wants = [model(**c) for c in calls]
+    ran: list[int] = []
+
+    def branch(i: int) -> Tensor:
+        ran.append(i)
+        return model(**calls[i])
+
+    branches = BranchParallel(heads=4)
+    got = branches(lambda p: model.use(parallel=p), [lambda i=i: branch(i) for i in range(3)])
+    for g, w in zip(got, wants, strict=True):
+        close(g, w)
+    assert ran == {2: [rank, 2], 4: [rank // 2, 2]}[size], "whole branches first, the last by all ranks"
+
+    other = dit(seed=1 + rank)  # only rank 0 has the right weights: they must reach the others
+    shard_model(other, torch.device("cpu"), param_dtype=torch.float32)
+    held = sum(p.numel() for b in other.blocks for p in b.parameters())
+    whole = sum(p.numel() for b in model.blocks for p in b.parameters())
+    assert held < whole * 1.1 / size, (held, whole)
+    other.use(parallel=UlyssesParallel())
+    close(other(**calls[0]), wants[0])
+    free_model(other)
+    flat = [b._handle.flat_param for b in other.blocks]
+    assert all(f.untyped_storage().nbytes() == 0 for f in flat)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_model_equals_one_process(size: int) -> None:
+    run(_dit, size)
+
+
+def test_sharding_needs_blocks() -> None:
+    with pytest.raises(ValueError, match="Linear has no `blocks`"):
+        shard_model(torch.nn.Linear(2, 2), torch.device("cpu"))
 
 
 class TestRules:
