@@ -1,0 +1,104 @@
+"""From an open wheel to its facts: which members are looked at, for which kind of package."""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from importlib.resources import files
+from typing import TYPE_CHECKING
+
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
+
+from mtbuild.plan import members, native
+from mtbuild.plan.wheels import Metadata, WheelFacts, identity
+
+if TYPE_CHECKING:
+    from mtbuild.plan.archive import Archive
+    from mtbuild.plan.index import Link
+
+__all__ = ["read_wheel"]
+
+_ARCHS_MEMBER = "torch/lib/libtorch_python.so"
+_SCHEMAS_MEMBER = "torchgen/packaged/ATen/native/native_functions.yaml"
+_NO_CODE = (".dist-info/", ".data/data/share/doc")
+
+
+def read_wheel(link: Link, archive: Archive, size: int, metadata: Metadata) -> WheelFacts:
+    """Reads what this kind of wheel has to say: torch, an extension of torch, or any other."""
+    name, version, build, tags = identity(link)
+    names = {member.filename for member in archive.members}
+    facts = {
+        "filename": link.filename,
+        "name": name,
+        "version": version,
+        "build": build,
+        "sha256": link.sha256 or "",
+        "size": size,
+        "tags": tags,
+        "requires_dist": metadata.requires_dist,
+        "requires_python": metadata.requires_python,
+        "unpacked_size": sum(member.file_size for member in archive.members),
+        "empty": all(any(part in filename for part in _NO_CODE) for filename in names),
+    }
+    if name == "torch":
+        facts |= _torch(link, archive, names)
+    elif name == "xformers" or _extends_torch(metadata):
+        facts |= _extension(archive, names)
+    return WheelFacts(**facts)  # type: ignore[arg-type]
+
+
+def _torch(link: Link, archive: Archive, names: set[str]) -> dict[str, object]:
+    local, cuda = members.torch_cuda(archive.read("torch/version.py").decode())
+    facts: dict[str, object] = {"local_version": local, "cuda": cuda}
+    needed = native.cudart_needed(_pieces(archive, names, "torch/lib/libtorch_global_deps.so"))
+    if needed:
+        facts["needed_cudart"] = (("torch/lib/libtorch_global_deps.so", needed),)
+    if _SCHEMAS_MEMBER in names:
+        facts["attention"] = members.attention_offered(archive.read(_SCHEMAS_MEMBER).decode())
+    if cuda is None:
+        return facts
+    measured = measured_sass().get(link.sha256 or "")
+    if measured:
+        return facts | {"sass": measured, "sass_source": f"measured in this wheel's {_ARCHS_MEMBER}"}
+    sass = native.sass_of(_pieces(archive, names, _ARCHS_MEMBER))
+    return facts | {"sass": sass, "sass_source": f"read from {_ARCHS_MEMBER}" if sass else ""}
+
+
+def _extension(archive: Archive, names: set[str]) -> dict[str, object]:
+    facts: dict[str, object] = {}
+    if "xformers/cpp_lib.json" in names:
+        facts["cpp_lib"] = members.cpp_lib(archive.read("xformers/cpp_lib.json").decode())
+    if "xformers/ops/fmha/flash.py" in names:
+        facts["flash_window"] = members.flash_window(archive.read("xformers/ops/fmha/flash.py").decode())
+    compat = "xformers/ops/fmha/torch_attention_compat.py"
+    if compat in names:
+        facts["attention"] = members.attention_wanted(archive.read(compat).decode())
+    libraries = sorted(n for n in names if n.endswith(".so") or ".so." in n.rpartition("/")[2])
+    needed = ((name, native.cudart_needed(archive.pieces(name))) for name in libraries)
+    facts["needed_cudart"] = tuple((name, soname) for name, soname in needed if soname)
+    return facts
+
+
+def _pieces(archive: Archive, names: set[str], name: str):  # type: ignore[no-untyped-def]
+    return archive.pieces(name) if name in names else ()
+
+
+def _extends_torch(metadata: Metadata) -> bool:
+    """Whether its native code may be bound to a torch: only then are its libraries worth reading."""
+    for line in metadata.requires_dist:
+        try:
+            if canonicalize_name(Requirement(line).name) == "torch":
+                return True
+        except InvalidRequirement:
+            continue
+    return False
+
+
+@lru_cache(maxsize=1)
+def measured_sass() -> dict[str, tuple[str, ...]]:
+    """Architectures measured before, by wheel hash: saves about 5 MB a torch. Unknown wheels are read for real."""
+    data = json.loads(files("mtbuild.plan").joinpath("data/torch_sass.json").read_text(encoding="utf-8"))
+    return {
+        sha: tuple(release["sass"]) for release in data["releases"] for sha in release["wheels"].values()
+    }
