@@ -130,7 +130,7 @@ def _run(
     for item in planned:
         if not item.buildable:
             app.note(findings_text(item.cell, item.findings))
-    acts = LocalActs(paths=app.paths, matrix=matrix, planned=planned, verbose=app.verbose)
+    acts = LocalActs(paths=app.paths, matrix=matrix, planned=planned, note=app.note)
     outcomes = walk(planned, chosen, acts, progress=_progress(app))
     if as_json:
         click.echo(json.dumps(_outcomes_json(outcomes), indent=2, ensure_ascii=False))
