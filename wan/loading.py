@@ -13,7 +13,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,9 @@ from wan.tensor_files import (
     read_pickle,
     read_safetensors,
 )
+
+if TYPE_CHECKING:
+    from wan.modules.wav2vec2 import Wav2Vec2Model
 
 __all__ = [
     "CheckpointError",
@@ -144,17 +147,9 @@ def read_state(
         source = files[0] if len(files) == 1 else files[0].parent
         check_keys(source, {n: tuple(i.shape) for n, i in {**headers, **pickled}.items()}, wanted)
     options: dict[str, Any] = {"device": device, "threads": threads, "progress": progress}
-    back = {(entry.path, entry.name): name for name, entry in headers.items()}
-    entries = [_renamed(entry, back[entry.path, entry.name]) for entry in headers.values()]
+    entries = [entry.named(name) for name, entry in headers.items()]
     state = read_safetensors(entries, dtype=dtype, **options) if entries else {}
     return state | (move(pickled, dtype=dtype, **options) if pickled else {})
-
-
-def _renamed(entry: TensorEntry, name: str) -> TensorEntry:
-    if entry.name == name:
-        return entry
-    fields = {"path": entry.path, "dtype": entry.dtype, "shape": entry.shape}
-    return TensorEntry(name=name, start=entry.start, stop=entry.stop, **fields)
 
 
 def check_keys(
@@ -264,6 +259,18 @@ def _indexed_files(index: Path) -> list[str]:
         ) from error
 
 
+def config_arguments(factory: Callable[..., nn.Module], directory: PathLike) -> dict[str, Any]:
+    """The values of the folder's `config.json` that `factory` has parameters for."""
+    accepted = inspect.signature(factory).parameters
+    return {k: v for k, v in read_config(directory).items() if k in accepted}
+
+
+def build_from_config(factory: Callable[..., M], arguments: Mapping[str, Any]) -> M:
+    """`factory(**arguments)` on the meta device, without the original's weight initialisation."""
+    quiet = {"weight_init": False} if "weight_init" in inspect.signature(factory).parameters else {}
+    return build_on_meta(lambda: factory(**(quiet | dict(arguments))))
+
+
 def load_pretrained(
     cls: type[M],
     directory: PathLike,
@@ -281,12 +288,7 @@ def load_pretrained(
     the folder is left alone if the model has none of its tensors. Raises CheckpointError or
     KeyMismatchError.
     """
-    config = read_config(directory)
-    accepted = set(inspect.signature(cls).parameters)
-    arguments = {k: v for k, v in config.items() if k in accepted} | overrides
-    if "weight_init" in accepted:
-        arguments.setdefault("weight_init", False)
-    model = build_on_meta(lambda: cls(**arguments))
+    model = build_from_config(cls, config_arguments(cls, directory) | overrides)
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     files = [
         file
@@ -310,12 +312,8 @@ def wav2vec2_name(name: str) -> str | None:
     )
 
 
-def load_wav2vec2(
-    directory: PathLike, device: str | torch.device = "cpu", threads: int = THREADS
-) -> nn.Module:
-    """`wan.modules.wav2vec2.Wav2Vec2Model` (fp32) from a folder with config.json and model.safetensors or
-    .bin.
-    """
+def wav2vec2_files(directory: PathLike) -> tuple[Wav2Vec2Model, Path]:
+    """The network on the meta device and the weight file of a wav2vec2 folder. Raises CheckpointError."""
     from wan.modules.wav2vec2 import Wav2Vec2Config, Wav2Vec2Model
 
     directory = Path(directory)
@@ -326,7 +324,13 @@ def load_wav2vec2(
         raise CheckpointError(
             directory, f"none of {', '.join(names)} is in it", "Download chinese-wav2vec2-base"
         )
-    factory = lambda: Wav2Vec2Model(config)  # noqa: E731
-    return load_model(
-        factory, file, rename=wav2vec2_name, dtype=torch.float32, device=device, threads=threads
-    )
+    return build_on_meta(lambda: Wav2Vec2Model(config)), file
+
+
+def load_wav2vec2(
+    directory: PathLike, device: str | torch.device = "cpu", threads: int = THREADS
+) -> Wav2Vec2Model:
+    """The speech model in fp32 from a folder with config.json and model.safetensors or pytorch_model.bin."""
+    model, file = wav2vec2_files(directory)
+    options: dict[str, Any] = {"dtype": torch.float32, "device": device, "threads": threads}
+    return load_model(lambda: model, file, rename=wav2vec2_name, **options)

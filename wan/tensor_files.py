@@ -16,7 +16,7 @@ import threading
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,10 @@ class TensorEntry:
     @property
     def nbytes(self) -> int:
         return self.stop - self.start
+
+    def named(self, name: str) -> TensorEntry:
+        """The same bytes under another name."""
+        return replace(self, name=name)
 
 
 def check_file(path: Path) -> int:
@@ -168,6 +172,8 @@ def read_safetensors(
     on.
     """
     entries = sorted(entries, key=lambda e: (str(e.path), e.start))
+    if not entries:
+        return {}
     device = torch.device(device)
     out = {
         e.name: torch.empty(e.shape, dtype=target_dtype(dtype, e.name, e.dtype), device=device)

@@ -386,11 +386,12 @@ class T5EncoderModel:
             if quant_dir is None:
                 msg = f"quant={quant!r} needs quant_dir, the folder with t5_{quant}.safetensors"
                 raise ValueError(msg)
-            from wan.quant import load_quantised
+            from wan.quant import load_quantized
+            from wan.tensor_files import read_header, read_safetensors
 
             folder = Path(quant_dir)
-            files = folder / f"t5_{quant}.safetensors", folder / f"t5_map_{quant}.json"
-            model: nn.Module = load_quantised(build(), *files, dtype=self.dtype, device=place)
+            state = read_safetensors(read_header(folder / f"t5_{quant}.safetensors").values(), device=place)
+            model: nn.Module = load_quantized(build(), state, folder / f"t5_map_{quant}.json")
         elif self.checkpoint_path is None:
             msg = "T5EncoderModel needs checkpoint_path, a file such as models_t5_umt5-xxl-enc-bf16.pth"
             raise ValueError(msg)
