@@ -133,8 +133,9 @@ def judge(digest: Digest, statements: Iterable[Statement], policy: Policy, *, no
     elif proofs:
         reasons = hard
     else:
-        reasons = findings + [f for statement in newest for f in _short_of(statement, policy)]
-        reasons = list(dict.fromkeys(hard + reasons)) or [_absent(digest, policy)]
+        said = {_about(finding) for finding in hard}  # each check and user once, with its diagnosis
+        short = [f for s in newest for f in _short_of(s, policy) if _about(f) not in said]
+        reasons = list(dict.fromkeys([*hard, *findings, *short])) or [_absent(digest, policy)]
     return Verdict(
         digest=digest,
         policy=policy,
@@ -240,6 +241,11 @@ def _absent(digest: Digest, policy: Policy) -> Finding:
     return _no(
         "absent", f"there is no evidence for {digest}", f"channel {policy.channel}", f"smoke it{tier} first"
     )
+
+
+def _about(finding: Finding) -> str:
+    """`check (as user`, which both kinds of findings about a check begin with."""
+    return finding.message.partition(")")[0]
 
 
 def _on(statement: Statement) -> str:
