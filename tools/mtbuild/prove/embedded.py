@@ -53,7 +53,11 @@ _CACHE_LIMIT_GB = 20  # BuildKit's cache; the two default cells with everything 
 
 @dataclass(frozen=True, kw_only=True)
 class Daemon:
-    """The files of the embedded engine. `network=False` is for engines beside another one (tests)."""
+    """The files of the embedded engine.
+
+    `network=False` puts it into a network namespace of its own, cut off: for an engine beside another one
+    (tests). Merely switching its bridge off would not do: it then removes the other engine's docker0.
+    """
 
     folder: Path
     network: bool = True
@@ -175,8 +179,9 @@ def _start(daemon: Daemon) -> None:
     config.write_text(json.dumps(configuration(daemon), indent=1), encoding="utf-8")
     (daemon.folder / "boot").write_text(boot_id(), encoding="ascii")
     programs = daemon.programs
+    alone: list[str | Path] = [] if daemon.network else ["/usr/bin/unshare", "--net"]
     daemon.service.start(
-        [programs / "usr/sbin/dockerd", "--config-file", config],
+        [*alone, programs / "usr/sbin/dockerd", "--config-file", config],
         env={
             "PATH": f"{programs}/usr/sbin:{programs}/usr/bin:/usr/sbin:/usr/bin:/sbin:/bin",
             "HOME": str(Path.home()),
