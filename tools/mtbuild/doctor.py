@@ -22,7 +22,7 @@ from mtbuild.prove import debian, embedded
 from mtbuild.prove.engine import Engine, connect
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from mtbuild.paths import Paths
 
@@ -57,7 +57,7 @@ def examine(paths: Paths) -> tuple[Checkup, ...]:
         found += [*_engine(engine)]
     except MtbuildError as error:
         found.append(Checkup(topic="engine", level="fail", message=error.message, fix=error.fix))
-    found += [*_disk(paths, engine), *_registry(paths), *_gpu(engine), *_mirrors(), *_index(paths)]
+    found += [*_disk(paths, engine), *_registry(paths), *_gpu(engine), *_mirrors(), *_index()]
     return tuple(found)
 
 
@@ -108,6 +108,13 @@ def _engine(engine: Engine) -> Iterator[Checkup]:
         )
     else:
         yield Checkup(topic="engine", level="ok", message=text)
+    if engine.origin == "embedded" and not Path("/sys/class/net/docker0").exists():
+        yield Checkup(
+            topic="network",
+            level="fail",
+            message="the engine's bridge docker0 is gone (another engine or `ip link` removed it)",
+            fix="make engine-down; make engine",
+        )
     first = shutil.which("docker")
     other = f"; {first} comes first on PATH and is not used" if first and Path(first) != engine.docker else ""
     yield Checkup(topic="client", level="ok", message=f"{engine.docker}{other}")
@@ -270,12 +277,14 @@ def _mirrors() -> Iterator[Checkup]:
         yield Checkup(topic="packages", level="ok", message=text)
 
 
-def _index(paths: Paths, probe: Callable[[], int] | None = None) -> Iterator[Checkup]:
-    """Whether the configured Python index answers. `probe` counts a known project's files."""
+def _index() -> Iterator[Checkup]:
+    """Whether the configured Python index answers, asked for the files of one small project."""
+    from mtbuild.plan.index import Index
+
     fix = "set UV_DEFAULT_INDEX or pip's index-url (and SSL_CERT_FILE for a company's CA)"
     started = time.monotonic()
     try:
-        count = (probe or _ask_index)()
+        count = len(Index.from_environment().links("packaging"))
     except MtbuildError as error:
         yield Checkup(topic="index", level="fail", message=error.message, fix=error.fix or fix)
         return
@@ -285,9 +294,3 @@ def _index(paths: Paths, probe: Callable[[], int] | None = None) -> Iterator[Che
         yield Checkup(topic="index", level="fail", message=text, fix=fix)
     else:
         yield Checkup(topic="index", level="ok", message=f"answers in {took * 1000:.0f} ms")
-
-
-def _ask_index() -> int:
-    from mtbuild.plan.index import Index
-
-    return len(Index.from_environment().links("packaging"))
