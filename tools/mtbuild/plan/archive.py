@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Archive", "LocalArchive", "RemoteArchive"]
 
-_TAIL = 65536  # holds the whole central directory of most wheels; torch's needs one more request
+_TAIL = 32768  # holds the whole central directory of most wheels; torch's needs one more request
 _LOCAL_HEADER = 30  # bytes, before name and extra field (APPNOTE.TXT 4.3.7)
 _SLACK = 256  # for an extra field that the central directory doesn't tell
 
@@ -56,7 +56,7 @@ class RemoteArchive:
         """One member, whole."""
         return b"".join(self.pieces(name, first=self._by_name[name].compress_size + _SLACK))
 
-    def pieces(self, name: str, first: int = 128 << 10) -> Iterator[bytes]:
+    def pieces(self, name: str, first: int = 64 << 10) -> Iterator[bytes]:
         """One member, inflated piece by piece, so that a reader can stop before paying for all of it.
 
         `first` is the size in bytes of the first read; later ones double, up to 2 MiB.

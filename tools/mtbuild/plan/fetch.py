@@ -111,7 +111,10 @@ class Fetcher:
             self._count(len(content))
         total = response.headers.get("content-range", "").rpartition("/")[2]
         return Answer(
-            status=206, content=content, headers=response.headers, total=int(total) if total.isdigit() else None
+            status=206,
+            content=content,
+            headers=response.headers,
+            total=int(total) if total.isdigit() else None,
         )
 
     def _open(self, url: str, headers: dict[str, str]) -> Any:

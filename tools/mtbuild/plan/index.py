@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import tempfile
-import threading
 import time
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,16 +16,22 @@ from packaging.utils import canonicalize_name
 
 from mtbuild.errors import InfrastructureError
 from mtbuild.plan.index_settings import IndexSettings, redact
+from mtbuild.plan.once import Once
+from mtbuild.plan.tags import by_version
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from packaging.version import Version
 
     from mtbuild.plan.fetch import Fetcher
     from mtbuild.plan.index_settings import Source
 
 __all__ = ["Index", "Link", "write_atomically"]
 
-_FRESH_S = 600.0  # how long an index page is believed without asking again; what public indexes themselves grant
+_FRESH_S = (
+    600.0  # how long an index page is believed without asking again; what public indexes themselves grant
+)
 _ACCEPT = "application/vnd.pypi.simple.v1+json, application/vnd.pypi.simple.v1+html;q=0.2, text/html;q=0.01"
 
 
@@ -46,8 +51,8 @@ class Link:
 class Index:
     """uv's settings, else pip's, else the default of the library; extra indexes first, as uv does.
 
-    Pages are kept for ten minutes in `cache`, where one is given; after that they are asked for again, and where
-    the index can't be reached the kept page is used with a note (what it says of a published file never changes).
+    Pages are kept for ten minutes in `cache`, where one is given; after that they are asked for again. Where the
+    index can't be reached, the kept page is used with a note: what it says of a published file never changes.
     """
 
     def __init__(
@@ -64,8 +69,7 @@ class Index:
         self._note = note or (lambda text: None)
         self._given = fetcher
         self._fresh_s = fresh_s
-        self._pages: dict[str, tuple[Link, ...]] = {}
-        self._lock = threading.Lock()
+        self._once = Once()
         for text in settings.notes:
             self._note(text)
 
@@ -92,22 +96,26 @@ class Index:
     def described(self) -> str:
         """The indexes in the order they are asked, without credentials."""
         return ", ".join(
-            f"{source.url} ({source.origin})" if source.origin else source.url for source in self.settings.sources
+            f"{source.url} ({source.origin})" if source.origin else source.url
+            for source in self.settings.sources
         )
 
     def links(self, project: str) -> tuple[Link, ...]:
-        """All files of a project; empty where no index has it. The first index that has it is the only one asked."""
+        """All files of a project, from the first index that has it; empty where none has."""
         name = canonicalize_name(project)
-        with self._lock:
-            if name in self._pages:
-                return self._pages[name]
-        links: tuple[Link, ...] = ()
+        return self._once(("links", name), lambda: self._links(name))
+
+    def _links(self, name: str) -> tuple[Link, ...]:
         for source in self.settings.sources:
             links = self._page(source, name)
             if links:
-                break
-        with self._lock:
-            return self._pages.setdefault(name, links)
+                return links
+        return ()
+
+    def versions(self, project: str) -> dict[Version, list[Link]]:
+        """The same by version, newest first; files whose name tells none are left out."""
+        name = canonicalize_name(project)
+        return self._once(("versions", name), lambda: by_version(self.links(name)))
 
     def uv_env(self) -> dict[str, str]:
         """Environment for a uv subprocess that makes it use the same indexes and CA; nothing goes to disk."""

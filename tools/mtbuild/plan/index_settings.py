@@ -7,7 +7,9 @@ Sources: uv's "Package indexes" and "Environment variables" pages; pip's "Config
 
 from __future__ import annotations
 
+import ast
 import configparser
+import importlib.util
 import os
 import re
 import sys
@@ -42,7 +44,9 @@ class Source:
             msg = f"{redact(text)!r} is not the URL of a package index"
             raise InputError(msg, where=origin, fix="write http(s)://HOST/…/simple/")
         return cls(
-            url=urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/") + "/", "", "")),
+            url=urlunsplit(
+                (parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/") + "/", "", "")
+            ),
             user=unquote(parts.username or "") or user,
             password=unquote(parts.password or "") or password,
             origin=origin,
@@ -81,13 +85,13 @@ class IndexSettings:
         default = uv.default or pip.default
         builtin = default is None
         if default is None:
-            from pypi_simple import PYPI_SIMPLE_ENDPOINT  # only here: the import costs a third of a second
-
-            default = Source.of(PYPI_SIMPLE_ENDPOINT, origin="the library's default")
+            default = Source.of(_library_default(), origin="the library's default")
         # An extra index of pip's counts only where uv has none of its own: one tool's settings, not a mixture.
         extras = uv.extras if (uv.extras or uv.default) else pip.extras
         sources = tuple(dict.fromkeys((*extras, default)))
-        ca = next((env[k] for k in ("SSL_CERT_FILE", "PIP_CERT", "REQUESTS_CA_BUNDLE") if env.get(k)), pip.cert)
+        ca = next(
+            (env[k] for k in ("SSL_CERT_FILE", "PIP_CERT", "REQUESTS_CA_BUNDLE") if env.get(k)), pip.cert
+        )
         ca_dir = env.get("SSL_CERT_DIR", "").split(os.pathsep)[0]
         return cls(
             sources=sources,
@@ -108,6 +112,21 @@ class _Found:
 def redact(text: str) -> str:
     """A URL or message without `user:password@`."""
     return re.sub(r"(?<=://)[^/@\s]+@", "", text)
+
+
+def _library_default() -> str:
+    """pypi_simple's own constant, read from its source: importing it costs a third of a second in every plan."""
+    spec = importlib.util.find_spec("pypi_simple")
+    for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
+        path = Path(folder) / "__init__.py"
+        for node in ast.parse(path.read_text(encoding="utf-8")).body if path.is_file() else ():
+            if isinstance(node, ast.AnnAssign) and node.value is not None:
+                name = node.target.id if isinstance(node.target, ast.Name) else ""
+                if name == "PYPI_SIMPLE_ENDPOINT":
+                    return str(ast.literal_eval(node.value))
+    from pypi_simple import PYPI_SIMPLE_ENDPOINT
+
+    return PYPI_SIMPLE_ENDPOINT
 
 
 def _existing(path: str | None, what: str, note: Callable[[str], None]) -> Path | None:
@@ -155,7 +174,9 @@ def _uv(env: Mapping[str, str], home: Path, system: Path, note: Callable[[str], 
         if env.get(variable):
             add(env[variable], variable, default=True)
     if env.get("UV_FIND_LINKS"):
-        note("UV_FIND_LINKS is ignored: mtbuild plans from indexes only, so that everybody gets the same files")
+        note(
+            "UV_FIND_LINKS is ignored: mtbuild plans from indexes only, so that everybody gets the same files"
+        )
     if env.get("UV_NO_CONFIG", "").lower() not in {"1", "true", "yes"}:
         for path in _uv_files(env, home, system):
             _uv_file(path, add, note)
@@ -167,7 +188,11 @@ def _uv_files(env: Mapping[str, str], home: Path, system: Path) -> tuple[Path, .
     if env.get("UV_CONFIG_FILE"):
         return (Path(env["UV_CONFIG_FILE"]),)
     user = Path(env.get("XDG_CONFIG_HOME") or home / ".config")
-    return (user / "uv" / "uv.toml", system / "etc" / "xdg" / "uv" / "uv.toml", system / "etc" / "uv" / "uv.toml")
+    return (
+        user / "uv" / "uv.toml",
+        system / "etc" / "xdg" / "uv" / "uv.toml",
+        system / "etc" / "uv" / "uv.toml",
+    )
 
 
 def _uv_file(path: Path, add: Callable[..., None], note: Callable[[str], None]) -> None:
@@ -201,7 +226,9 @@ def _pip(env: Mapping[str, str], home: Path, system: Path, note: Callable[[str],
             parser.read(path, encoding="utf-8")
         except (configparser.Error, UnicodeDecodeError) as error:
             msg = f"can't be read as pip configuration: {error}"
-            raise InputError(msg, where=str(path), fix="correct the file, or set PIP_CONFIG_FILE=/dev/null") from error
+            raise InputError(
+                msg, where=str(path), fix="correct the file, or set PIP_CONFIG_FILE=/dev/null"
+            ) from error
         for section in ("global", "install"):
             if parser.has_section(section):
                 options.update({key: (value, str(path)) for key, value in parser.items(section)})

@@ -7,7 +7,15 @@ import json
 import re
 from dataclasses import dataclass
 
-__all__ = ["CppLib", "FlashWindow", "attention_offered", "attention_wanted", "cpp_lib", "flash_window", "torch_cuda"]
+__all__ = [
+    "CppLib",
+    "FlashWindow",
+    "attention_offered",
+    "attention_wanted",
+    "cpp_lib",
+    "flash_window",
+    "torch_cuda",
+]
 
 _OPERATORS = ("_flash_attention_forward", "_efficient_attention_forward")
 
@@ -93,7 +101,9 @@ def _window(node: ast.AST, *, guarded: bool, source: str) -> FlashWindow | None:
 
 
 def _catches_import_error(node: ast.Try) -> bool:
-    names = {n.id for h in node.handlers if h.type is not None for n in ast.walk(h.type) if isinstance(n, ast.Name)}
+    names = {
+        n.id for h in node.handlers if h.type is not None for n in ast.walk(h.type) if isinstance(n, ast.Name)
+    }
     return bool(names & {"ImportError", "Exception"}) or any(h.type is None for h in node.handlers)
 
 
@@ -131,5 +141,7 @@ def attention_wanted(source: str) -> tuple[str, ...]:
         return ()
     strings = [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
     return tuple(
-        dict.fromkeys(s for s in strings if any(s.startswith(f"aten::{operator}(") for operator in _OPERATORS))
+        dict.fromkeys(
+            s for s in strings if any(s.startswith(f"aten::{operator}(") for operator in _OPERATORS)
+        )
     )

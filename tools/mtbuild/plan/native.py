@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 __all__ = ["cudart_needed", "sass_of"]
 
 _CUDART = re.compile(rb"\0(libcudart\.so\.\d+(?:\.\d+)*)\0")
-_ARCHS = re.compile(rb"\0(sm_\d+[a-z]?(?: (?:sm|compute)_\d+[a-z]?)+)\0")
+# No NUL before it: a compiler may lay the constant right behind another one that is not a C string.
+_ARCHS = re.compile(rb"(sm_\d+[a-z]?(?: (?:sm|compute)_\d+[a-z]?)+)\0")
 _OVERLAP = 1024  # a match may lie across two pieces
 _PT_LOAD, _PT_DYNAMIC = 1, 2
 _MOST = 48 << 20  # bytes of a library looked at before giving up
@@ -70,7 +71,7 @@ def _dt_needed(data: bytes) -> Iterator[str]:
         for segment in ELFFile(io.BytesIO(data)).iter_segments("PT_DYNAMIC"):
             assert isinstance(segment, DynamicSegment)
             for tag in segment.iter_tags("DT_NEEDED"):
-                yield str(tag.needed)
+                yield str(tag.needed)  # type: ignore[attr-defined]
     except (ELFError, AssertionError, ValueError):
         return  # cut off or foreign: nothing to say
 

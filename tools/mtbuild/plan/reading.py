@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
-from mtbuild.plan import members, native
+from mtbuild.plan import members
 from mtbuild.plan.wheels import Metadata, WheelFacts, identity
 
 if TYPE_CHECKING:
     from mtbuild.plan.archive import Archive
     from mtbuild.plan.index import Link
 
-__all__ = ["read_wheel"]
+__all__ = ["ARCHS_MEMBER", "measured_releases", "measured_sass", "read_wheel"]
 
-_ARCHS_MEMBER = "torch/lib/libtorch_python.so"
+ARCHS_MEMBER = "torch/lib/libtorch_python.so"
 _SCHEMAS_MEMBER = "torchgen/packaged/ATen/native/native_functions.yaml"
 _NO_CODE = (".dist-info/", ".data/data/share/doc")
 
@@ -49,6 +49,8 @@ def read_wheel(link: Link, archive: Archive, size: int, metadata: Metadata) -> W
 
 
 def _torch(link: Link, archive: Archive, names: set[str]) -> dict[str, object]:
+    from mtbuild.plan import native  # here and below: a warm plan reads no wheel, so it needs no ELF reader
+
     local, cuda = members.torch_cuda(archive.read("torch/version.py").decode())
     facts: dict[str, object] = {"local_version": local, "cuda": cuda}
     needed = native.cudart_needed(_pieces(archive, names, "torch/lib/libtorch_global_deps.so"))
@@ -58,14 +60,16 @@ def _torch(link: Link, archive: Archive, names: set[str]) -> dict[str, object]:
         facts["attention"] = members.attention_offered(archive.read(_SCHEMAS_MEMBER).decode())
     if cuda is None:
         return facts
-    measured = measured_sass().get(link.sha256 or "")
+    measured = measured_sass(link.sha256 or "")
     if measured:
-        return facts | {"sass": measured, "sass_source": f"measured in this wheel's {_ARCHS_MEMBER}"}
-    sass = native.sass_of(_pieces(archive, names, _ARCHS_MEMBER))
-    return facts | {"sass": sass, "sass_source": f"read from {_ARCHS_MEMBER}" if sass else ""}
+        return facts | {"sass": measured, "sass_source": f"measured in this wheel's {ARCHS_MEMBER}"}
+    sass = native.sass_of(_pieces(archive, names, ARCHS_MEMBER))
+    return facts | {"sass": sass, "sass_source": f"read from {ARCHS_MEMBER}" if sass else ""}
 
 
 def _extension(archive: Archive, names: set[str]) -> dict[str, object]:
+    from mtbuild.plan import native
+
     facts: dict[str, object] = {}
     if "xformers/cpp_lib.json" in names:
         facts["cpp_lib"] = members.cpp_lib(archive.read("xformers/cpp_lib.json").decode())
@@ -96,9 +100,17 @@ def _extends_torch(metadata: Metadata) -> bool:
 
 
 @lru_cache(maxsize=1)
-def measured_sass() -> dict[str, tuple[str, ...]]:
-    """Architectures measured before, by wheel hash: saves about 5 MB a torch. Unknown wheels are read for real."""
+def _measured() -> tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...]:
+    """(local version, architectures, wheel hashes) of torch releases measured before."""
     data = json.loads(files("mtbuild.plan").joinpath("data/torch_sass.json").read_text(encoding="utf-8"))
-    return {
-        sha: tuple(release["sass"]) for release in data["releases"] for sha in release["wheels"].values()
-    }
+    return tuple((r["version"], tuple(r["sass"]), tuple(r["wheels"].values())) for r in data["releases"])
+
+
+def measured_sass(sha256: str) -> tuple[str, ...]:
+    """Architectures of a torch wheel measured before, by its hash: saves about 5 MB. Unknown ones are read."""
+    return next((sass for _, sass, hashes in _measured() if sha256 in hashes), ())
+
+
+def measured_releases() -> dict[str, tuple[str, ...]]:
+    """By local version ("2.7.1+cu126"): which torch has machine code for which GPUs."""
+    return {version: sass for version, sass, _ in _measured()}

@@ -9,11 +9,9 @@ from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import InvalidVersion, Version
 
 from mtbuild.errors import InputError, did_you_mean
-from mtbuild.plan.tags import Target, best_wheel, pythons_of, version_of
+from mtbuild.plan.tags import Target, best_wheel, pythons_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from mtbuild.plan.index import Index, Link
 
 __all__ = ["Choice", "Missing", "choose", "specifiers"]
@@ -74,10 +72,9 @@ def specifiers(pin: str) -> SpecifierSet:
 
 def choose(index: Index, project: str, pin: str, target: Target) -> Choice:
     """The newest version that the pin admits and that has a usable wheel, and of it the best file."""
-    links = index.links(project)
-    if not links:
+    versions = index.versions(project)
+    if not versions:
         return Choice(missing=Missing(name=project, wanted=pin, why="project"))
-    versions = by_version(links)
     exact = _is_version(pin)
     wanted = specifiers(pin)
     admitted = [v for v in versions if wanted.contains(v, prereleases=exact or None)]
@@ -91,16 +88,6 @@ def choose(index: Index, project: str, pin: str, target: Target) -> Choice:
         if link is not None and _python_fits(link, target):
             return Choice(link=link)
     return Choice(missing=_why(project, pin, admitted, versions, target))
-
-
-def by_version(links: Iterable[Link]) -> dict[Version, list[Link]]:
-    """Newest first; files without a version are left out."""
-    found: dict[Version, list[Link]] = {}
-    for link in links:
-        version = version_of(link.filename)
-        if version is not None:
-            found.setdefault(version, []).append(link)
-    return dict(sorted(found.items(), reverse=True))
 
 
 def usable(versions: dict[Version, list[Link]], target: Target) -> tuple[tuple[Version, Link], ...]:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from mtbuild.plan.index import Link
 
-__all__ = ["Target", "best_wheel", "pythons_of", "version_of"]
+__all__ = ["Target", "best_wheel", "by_version", "pythons_of", "version_of"]
 
 _MACHINES = {"linux/amd64": "x86_64", "linux/arm64": "aarch64"}
 # Older names of the same platforms, by PEP 600.
@@ -103,6 +103,16 @@ def _version(text: str) -> Version | None:
         return Version(text)
     except InvalidVersion:
         return None
+
+
+def by_version(links: Iterable[Link]) -> dict[Version, list[Link]]:
+    """Newest first; files without a version are left out."""
+    found: dict[Version, list[Link]] = {}
+    for link in links:
+        version = version_of(link.filename)
+        if version is not None:
+            found.setdefault(version, []).append(link)
+    return dict(sorted(found.items(), reverse=True))
 
 
 def best_wheel(links: Iterable[Link], target: Target) -> Link | None:

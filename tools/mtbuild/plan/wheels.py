@@ -11,17 +11,17 @@ import json
 import shutil
 import tempfile
 import threading
-from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from packaging.utils import canonicalize_name, parse_wheel_filename
 
 from mtbuild.errors import InfrastructureError
 from mtbuild.plan.index import write_atomically
 from mtbuild.plan.members import CppLib, FlashWindow
+from mtbuild.plan.once import Once
 from mtbuild.plan.select import choose
 from mtbuild.plan.tags import Target
 
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 __all__ = ["CppLib", "FlashWindow", "Metadata", "WheelFacts", "Wheels"]
 
 _SCHEMA = 1  # of the cache files; a change makes old ones unread
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +46,7 @@ class Metadata:
 
 @dataclass(frozen=True, kw_only=True)
 class WheelFacts:
-    """Everything the rules need of one wheel. Sizes in bytes; what was not read or isn't there is None or ()."""
+    """What the rules need of one wheel. Sizes in bytes; what wasn't read or isn't there is None or ()."""
 
     filename: str
     name: str  # canonical
@@ -81,7 +80,7 @@ class Wheels:
         self._cache = cache
         self._note = note or (lambda text: None)
         self._lock = threading.Lock()
-        self._running: dict[str, Future[Any]] = {}
+        self._once = Once()
         self.read = 0
 
     @property
@@ -99,28 +98,11 @@ class Wheels:
 
     def of(self, link: Link) -> WheelFacts:
         """Everything, of one file."""
-        return self._once(f"facts:{link.url}", lambda: self._facts(link))
+        return self._once(("facts", link.url), lambda: self._facts(link))
 
     def metadata(self, link: Link) -> Metadata:
         """METADATA only: a kilobyte or two."""
-        return self._once(f"metadata:{link.url}", lambda: self._metadata(link))
-
-    def _once(self, key: str, work: Callable[[], _T]) -> _T:
-        """One reader per wheel; the others wait for what it finds."""
-        with self._lock:
-            future = self._running.get(key)
-            mine = future is None
-            if future is None:
-                future = self._running[key] = Future()
-        if mine:
-            try:
-                future.set_result(work())
-            except BaseException as error:
-                with self._lock:
-                    del self._running[key]  # a later call may have more luck
-                future.set_exception(error)
-        result: _T = future.result()
-        return result
+        return self._once(("metadata", link.url), lambda: self._metadata(link))
 
     def _facts(self, link: Link) -> WheelFacts:
         kept = self._kept(link, "facts")
@@ -158,7 +140,9 @@ class Wheels:
         if answer.status != 200 or not answer.content.lstrip().startswith(b"Metadata-Version:"):
             return None
         if link.metadata_sha256 and hashlib.sha256(answer.content).hexdigest() != link.metadata_sha256:
-            self._note(f"{link.filename}.metadata has another hash than the index says; reading the wheel instead")
+            self._note(
+                f"{link.filename}.metadata has another hash than the index says; reading the wheel instead"
+            )
             return None
         return _parse_metadata(answer.content)
 
@@ -228,7 +212,9 @@ def _parse_metadata(content: bytes) -> Metadata:
     from packaging.metadata import parse_email
 
     raw, _ = parse_email(content)  # torch 2.1.2's fails strict validation, so the raw fields
-    return Metadata(requires_dist=tuple(raw.get("requires_dist", ())), requires_python=raw.get("requires_python"))
+    return Metadata(
+        requires_dist=tuple(raw.get("requires_dist", ())), requires_python=raw.get("requires_python")
+    )
 
 
 def _metadata_of(archive: Archive, link: Link) -> Metadata:
@@ -247,7 +233,9 @@ def _check(path: Path, link: Link) -> None:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != link.sha256:
         msg = f"{link.filename} has sha256 {found}, but the index says {link.sha256}"
-        raise InfrastructureError(msg, fix="try again; if it stays so, the index or a proxy before it is damaged")
+        raise InfrastructureError(
+            msg, fix="try again; if it stays so, the index or a proxy before it is damaged"
+        )
 
 
 def identity(link: Link) -> tuple[str, str, str, tuple[str, ...]]:
