@@ -17,6 +17,7 @@ _LAZY = {
     "KernelSpec": "registry",
     "FUSED": "ops",
     "rms_norm_rope": "rope",
+    "rms_norm": "norm",
     "layer_norm": "norm",
     "layer_norm_modulate": "norm",
     "gate_residual": "norm",

@@ -138,3 +138,27 @@ def _gate_residual(
         num_warps=8,
     )  # fmt: skip
     return out, normed
+
+
+@triton.jit
+def rms_norm_kernel(x, weight, out, x_stride, eps, C: tl.constexpr, BLOCK: tl.constexpr):
+    """One program a row: x / rms(x) · weight."""
+    row = tl.program_id(0).to(tl.int64)
+    lane = tl.arange(0, BLOCK)
+    mask = lane < C
+    value = tl.load(x + row * x_stride + lane, mask=mask, other=0.0).to(tl.float32)
+    value = value * tl.rsqrt(tl.sum(value * value, axis=0) / C + eps)
+    w = tl.load(weight + lane, mask=mask, other=0.0).to(tl.float32)
+    tl.store(out + row * C + lane, (value * w).to(out.dtype.element_ty), mask=mask)
+
+
+def rms_norm(x: Tensor, weight: Tensor, *, eps: float = 1e-6) -> Tensor:
+    """x / rms(x) · weight over all channels: x [B, L, C] (rows may be strided), weight [C]."""
+    batch, rows, channels = x.shape
+    per_batch("weight", weight, batch, channels)
+    out = empty_like(x, memory_format=contiguous_format)
+    rms_norm_kernel[(batch * rows,)](
+        x, weight, out, check_rows("x", x), eps,
+        C=channels, BLOCK=next_power_of_2(channels), num_warps=8,
+    )  # fmt: skip
+    return out

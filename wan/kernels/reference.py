@@ -32,6 +32,14 @@ def rms_norm_rope(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, *, eps: f
     return rotated.view(batch, rows, channels).to(x.dtype)
 
 
+def rms_norm(x: Tensor, weight: Tensor, *, eps: float = 1e-6) -> Tensor:
+    """x / rms(x) · weight over all channels: x [B, L, C], weight [C]."""
+    wide = _wide(x)
+    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * weight.to(wide.dtype)).to(
+        x.dtype
+    )
+
+
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float = 1e-6) -> Tensor:
     """LayerNorm with fp32 statistics and affine: x [B, L, C], weight and bias [C]."""
     return _affine(_wide(x), weight, bias, eps).to(x.dtype)

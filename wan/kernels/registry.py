@@ -80,6 +80,7 @@ def _example_norm(kind: str, rows: int = 48, channels: int = 5120) -> Example:
         gate, scale, shift = (0.3 * _rows(device, generator, 1, 1, channels) for _ in range(3))
         affine = (1 + scale.view(-1)).bfloat16(), shift.view(-1).bfloat16()
         return {
+            "rms_norm": ((x, affine[0]), {}),
             "layer_norm": ((x, *affine), {}),
             "layer_norm_modulate": ((x, scale, shift), {}),
             "gate_residual": ((x, y, gate), {}),
@@ -139,6 +140,15 @@ KERNELS: tuple[KernelSpec, ...] = (
         launch=rope.rms_norm_rope,
         reference=reference.rms_norm_rope,
         example=_example_rope(),
+    ),
+    KernelSpec(
+        name="rms_norm",
+        fn=norm.rms_norm_kernel,
+        signature={"x": "*bf16", "weight": "*bf16", "out": "*bf16", "x_stride": "i32", "eps": "fp32"},
+        constexprs=_WIDE,
+        launch=norm.rms_norm,
+        reference=reference.rms_norm,
+        example=_example_norm("rms_norm"),
     ),
     KernelSpec(
         name="layer_norm",

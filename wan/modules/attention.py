@@ -186,6 +186,32 @@ class SingleStreamAttention(nn.Module):
         q = q.unflatten(0, (k.shape[0], -1))  # [T, S, N, D]
         return self.proj(runtime.attention(q, k, v).reshape(x.shape))
 
+    def absorb(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """k, v [T, M, N, D] with both projections multiplied in: keys [T, C, N·M] with bias [T, 1, N·M], and
+        values [T, N·M, C].
+
+        (x·Wq + b)·k = x·(Wqᵀk) + b·k, and Wo·Σ pᵢvᵢ = Σ pᵢ(Wo·vᵢ): exact algebra, worth it for M ≪ D. Not
+        with L-RoPE, which stands between Wq and k (performance.md §3.2).
+        """
+        k = k * self.head_dim**-0.5
+        into = self.q_linear.weight.unflatten(0, (self.num_heads, self.head_dim))  # [N, D, C]
+        out_of = self.proj.weight.unflatten(1, (self.num_heads, self.head_dim))  # [C, N, D]
+        keys = torch.einsum("tmnd,ndc->tcnm", k, into).flatten(2)
+        values = torch.einsum("tmnd,cnd->tnmc", v, out_of).flatten(1, 2)
+        if self.q_linear.bias is None:
+            bias = keys.new_zeros(keys.shape[0], 1, keys.shape[2])
+        else:
+            heads = self.q_linear.bias.view(self.num_heads, -1)
+            bias = torch.einsum("tmnd,nd->tnm", k, heads).flatten(1)[:, None]
+        return keys.contiguous(), bias, values.contiguous()
+
+    def attend_absorbed(self, x: Tensor, keys: Tensor, bias: Tensor, values: Tensor) -> Tensor:
+        """x [1, L, dim] against `absorb`'s result: two products and a softmax over each head's M keys."""
+        frames = x[0].unflatten(0, (keys.shape[0], -1))  # [T, S, C]
+        scores = torch.baddbmm(bias, frames, keys)  # [T, S, N·M]
+        weights = scores.unflatten(-1, (self.num_heads, -1)).softmax(-1).flatten(2)
+        return torch.baddbmm(self.proj.bias, weights, values).view(x.shape)
+
     def forward(
         self,
         x: Tensor,
@@ -194,7 +220,7 @@ class SingleStreamAttention(nn.Module):
         enable_sp: bool = False,
         kv_seq: object = None,
     ) -> Tensor:
-        """The parts in one call. `shape`, `enable_sp` and `kv_seq` are accepted for callers and not needed."""
+        """The parts in one call. `shape`, `enable_sp` and `kv_seq` are accepted, not needed."""
         return self.attend(x, *self.keys_values(encoder_hidden_states), Runtime())
 
 

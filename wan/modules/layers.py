@@ -49,10 +49,14 @@ class TextCondition:
 
 @dataclass(frozen=True, kw_only=True)
 class TimeEmbedding:
-    """Of one timestep, fp32: e [B, C] for the head, e0 [B, 6, C] for the blocks."""
+    """Of one timestep a sample, fp32: e [B, C] for the head, e0 [B, 6, C] for the blocks."""
 
     e: Tensor
     e0: Tensor
+
+    def at(self, index: int) -> TimeEmbedding:
+        """The embedding of one of several timesteps, as a batch of 1."""
+        return TimeEmbedding(e=self.e[index : index + 1], e0=self.e0[index : index + 1])
 
 
 @dataclass(kw_only=True)
@@ -79,7 +83,10 @@ def sinusoidal_embedding_1d(dim: int, position: Tensor) -> Tensor:
 def linear_fp32(layer: nn.Linear, x: Tensor) -> Tensor:
     """`layer` computed in fp32, whatever dtype its parameters have."""
     bias = None if layer.bias is None else layer.bias.float()
-    return F.linear(x.float(), layer.weight.float(), bias)
+    weight = layer.weight
+    # A quantised layer (wan.quant.QuantLinear) holds its weight as a module.
+    wide = weight.float() if isinstance(weight, Tensor) else weight.dequantized(torch.float32)
+    return F.linear(x.float(), wide, bias)
 
 
 class WanRMSNorm(nn.Module):
@@ -121,11 +128,12 @@ class WanSelfAttention(nn.Module):
 
     def qkv(self, x: Tensor, ctx: BlockContext) -> tuple[Tensor, Tensor, Tensor]:
         """x [B, L, C] → q, k (normalised and rotated), v: each [B, L, N, D]."""
-        rms_norm_rope = ctx.runtime.ops.rms_norm_rope
+        op = ctx.runtime.ops
         cos, sin = ctx.rope.cos, ctx.rope.sin
-        q = rms_norm_rope(self.q(x), self.norm_q.weight, cos, sin, eps=self.norm_q.eps)
-        k = rms_norm_rope(self.k(x), self.norm_k.weight, cos, sin, eps=self.norm_k.eps)
-        return self.heads(q), self.heads(k), self.heads(self.v(x))
+        q, k, v = op.qkv(self, x)
+        q = op.rms_norm_rope(q, self.norm_q.weight, cos, sin, eps=self.norm_q.eps)
+        k = op.rms_norm_rope(k, self.norm_k.weight, cos, sin, eps=self.norm_k.eps)
+        return self.heads(q), self.heads(k), self.heads(v)
 
     def heads(self, x: Tensor) -> Tensor:
         """[B, L, C] → [B, L, N, D]."""
@@ -141,7 +149,7 @@ class WanSelfAttention(nn.Module):
 
 
 class WanT2VCrossAttention(nn.Module):
-    """Video tokens attend to the text's tokens; no positions, no mask (padding is part of what was trained)."""
+    """Video tokens attend to the text's tokens; no positions, no mask (padding was trained with)."""
 
     def __init__(self, dim: int, num_heads: int, eps: float = 1e-6) -> None:
         super().__init__()
@@ -162,7 +170,7 @@ class WanT2VCrossAttention(nn.Module):
 
     def forward(self, x: Tensor, ctx: BlockContext, block: int) -> Tensor:
         """x [B, L, C] → [B, L, C]. Several conditions are attended to separately and summed before `o`."""
-        q = self.heads(self.norm_q(self.q(x)))
+        q = self.heads(ctx.runtime.ops.rms_norm(self.q(x), self.norm_q.weight, eps=self.norm_q.eps))
         kv = ctx.text.kv.get(block, lambda: self.keys_values(ctx.text))
         out = ctx.runtime.attention(q, kv[0], kv[1]).flatten(2)
         for k, v in zip(kv[2::2], kv[3::2], strict=True):
@@ -216,7 +224,7 @@ class WanAttentionBlock(nn.Module):
         x, n = op.gate_residual_norm(x, y, gate1, self.norm3.weight, self.norm3.bias, modulate=False, eps=eps)
         y = self.cross_attn(n, ctx, block)
         x, n = op.gate_residual_norm(x, y, None, scale2, shift2, modulate=True, eps=eps)
-        return op.gate_residual(x, self.ffn(n), gate2)
+        return op.gate_residual(x, op.ffn(self.ffn, n), gate2)
 
 
 class Head(nn.Module):

@@ -5,7 +5,7 @@ MultiTalk, arXiv 2505.22647; specification §4.2 and §4.3.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,7 @@ from .layers import BlockContext, KeysValues, TextCondition, TimeEmbedding, WanA
 from .runtime import Grid
 from .teacache import TeaCache, TeaCacheCounter
 
-__all__ = ["AudioCondition", "AudioProjModel", "WanModel"]
+__all__ = ["AudioCondition", "AudioProjModel", "StepShare", "WanModel"]
 
 
 @dataclass(kw_only=True)
@@ -35,11 +35,33 @@ class AudioCondition:
     people: int = 1
     masks: Tensor | None = None
     kv: KeysValues = field(default_factory=KeysValues)
+    absorbed: KeysValues = field(default_factory=KeysValues)
+
+
+@dataclass(kw_only=True)
+class StepShare:
+    """What the guidance passes of one step have in common: block 0's self-attention, whose input they share.
+
+    Give the same object to every `predict` of a step, and a new one to the next. Exact; all passes but the
+    first save it.
+    """
+
+    value: tuple[Any, Tensor, Tensor, Tensor | None] | None = None
+
+    def get(self, parallel: Any, people: int) -> tuple[Tensor, Tensor, Tensor | None] | None:
+        """(x, n, positions) if a pass spread over ranks alike left them, positions included if needed."""
+        if self.value is None or self.value[0] is not parallel:
+            return None
+        _, x, n, positions = self.value
+        if people == 1:
+            return x, n, None
+        return None if positions is None else (x, n, positions)
 
 
 @dataclass(kw_only=True)
 class AudioContext(BlockContext):
     audio: AudioCondition
+    share: StepShare | None = None
 
 
 class MultiTalkBlock(WanAttentionBlock):
@@ -66,18 +88,27 @@ class MultiTalkBlock(WanAttentionBlock):
         """
         op, eps = ctx.runtime.ops, self.eps
         shift1, scale1, gate1, shift2, scale2, gate2 = (self.modulation.float() + e0).chunk(6, dim=1)
-        n = op.layer_norm_modulate(x, scale1, shift1, eps=eps)
-        q, k, v = self.self_attn.qkv(n, ctx)
-        y = self.self_attn.attend(q, k, v, ctx)
-        positions = self.speaker_positions(q, k, ctx)
-        x, n = op.gate_residual_norm(x, y, gate1, self.norm3.weight, self.norm3.bias, modulate=False, eps=eps)
+        share = ctx.share if block == 0 else None
+        known = share and share.get(ctx.runtime.parallel, ctx.audio.people)
+        if known:
+            x, n, positions = known
+        else:
+            n = op.layer_norm_modulate(x, scale1, shift1, eps=eps)
+            q, k, v = self.self_attn.qkv(n, ctx)
+            y = self.self_attn.attend(q, k, v, ctx)
+            positions = self.speaker_positions(q, k, ctx)
+            x, n = op.gate_residual_norm(
+                x, y, gate1, self.norm3.weight, self.norm3.bias, modulate=False, eps=eps
+            )
+            if share is not None:
+                share.value = (ctx.runtime.parallel, x, n, positions)
         y = self.cross_attn(n, ctx, block)
         x, n = op.gate_residual_norm(
             x, y, None, self.norm_x.weight, self.norm_x.bias, modulate=False, eps=eps
         )
         y = self.audio_attention(n, ctx, block, positions)
         x, n = op.gate_residual_norm(x, y, None, scale2, shift2, modulate=True, eps=eps)
-        return op.gate_residual(x, self.ffn(n), gate2)
+        return op.gate_residual(x, op.ffn(self.ffn, n), gate2)
 
     def speaker_positions(self, q: Tensor, k: Tensor, ctx: AudioContext) -> Tensor | None:
         """L-RoPE positions [L_local] of the tokens; None with one speaker, where nothing reads them."""
@@ -89,6 +120,11 @@ class MultiTalkBlock(WanAttentionBlock):
 
     def audio_attention(self, x: Tensor, ctx: AudioContext, block: int, positions: Tensor | None) -> Tensor:
         attention, audio = self.audio_cross_attn, ctx.audio
+        if ctx.runtime.absorb_audio and audio.people == 1:
+            parts = audio.absorbed.get(
+                block, lambda: attention.absorb(*attention.keys_values(audio.tokens, audio.people))
+            )
+            return attention.attend_absorbed(x, *parts)
         k, v = audio.kv.get(block, lambda: attention.keys_values(audio.tokens, audio.people))
         return attention.attend(x, k, v, ctx.runtime, positions)
 
@@ -181,7 +217,8 @@ class WanModel(stock.WanModel):
         tokens = self.audio_proj(*split_windows(audio.to(self.dtype), self.vae_scale))  # [P, T, 32, 768]
         tokens = torch.cat(tuple(tokens), dim=1)[None]  # [1, T, 32·P, 768]
         masks = ref_target_masks if people == 2 else None
-        return AudioCondition(tokens=tokens, people=people, masks=masks, kv=KeysValues(keep=keep))
+        kept = {"kv": KeysValues(keep=keep), "absorbed": KeysValues(keep=keep)}
+        return AudioCondition(tokens=tokens, people=people, masks=masks, **kept)
 
     def predict(
         self,
@@ -193,11 +230,14 @@ class WanModel(stock.WanModel):
         teacache: TeaCache | None = None,
         step: int = 0,
         slot: int = 0,
+        share: StepShare | None = None,
     ) -> Tensor:
         """One pass with embedded conditions: latents (with y) [1, in_dim, T, h, w] → [1, out_dim, T, h, w]
         fp32.
 
-        With `teacache`, `step` and `slot` (the guidance pass) say which part of its plan applies.
+        With `teacache`, `step` and `slot` (the guidance pass) say which part of its plan applies. With
+        `share`, the passes of one step, which must have the same latents and time, run block 0's
+        self-attention once.
         """
         x, grid = self.patchify(latents)
         if audio.tokens.shape[1] != grid[0]:
@@ -210,6 +250,7 @@ class WanModel(stock.WanModel):
             grid=grid,
             text=text,
             audio=_on_grid(audio, grid),
+            share=share,
         )
         blocks = partial(self.run_blocks, e0=time.e0, ctx=ctx)
         x = parallel.split(x, grid)
@@ -279,4 +320,4 @@ def _on_grid(audio: AudioCondition, grid: Grid) -> AudioCondition:
         return audio
     if masks.ndim == 3:
         masks = F.interpolate(masks[None].float(), size=grid[1:], mode="nearest")[0].flatten(1)
-    return AudioCondition(tokens=audio.tokens, people=audio.people, masks=masks, kv=audio.kv)
+    return replace(audio, masks=masks)

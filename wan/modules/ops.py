@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .rope import rotate
@@ -66,6 +66,19 @@ def gate_residual_norm(
     return x, norm(x, scale, shift, eps=eps)
 
 
+def qkv(attention: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The three linears of self-attention: q, k, v [B, L, C], by one product if `wan.fuse` joined them."""
+    joined = getattr(attention, "joined", None)
+    if joined is not None and joined.holds(attention):
+        return joined(x).chunk(3, dim=-1)
+    return attention.q(x), attention.k(x), attention.v(x)
+
+
+def ffn(layers: nn.Sequential, x: Tensor) -> Tensor:
+    """Linear, GELU (tanh), Linear."""
+    return layers(x)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Ops:
     """The set of functions a model runs; `name` appears in reports."""
@@ -75,6 +88,9 @@ class Ops:
     layer_norm_modulate: Callable[..., Tensor]
     gate_residual: Callable[..., Tensor]
     gate_residual_norm: Callable[..., tuple[Tensor, Tensor]]
+    rms_norm: Callable[..., Tensor] = rms_norm
+    qkv: Callable[..., tuple[Tensor, Tensor, Tensor]] = qkv
+    ffn: Callable[..., Tensor] = ffn
 
 
 EAGER = Ops(

@@ -1,0 +1,111 @@
+"""What the exact tier leaves out must not change the numbers: kept K/V, shared layer 0, joined and absorbed
+products.
+"""
+
+from __future__ import annotations
+
+import goldens
+import pytest
+import torch
+
+from wan.fuse import join_qkv
+from wan.kernels.ops import ffn
+from wan.modules.multitalk_model import StepShare, WanModel
+
+FP32 = 2e-5
+
+
+def model(name: str) -> WanModel:
+    return goldens.fill(WanModel(**goldens.config(name)), name)
+
+
+def passes(m: WanModel, name: str, *, keep: bool) -> dict[str, object]:
+    """Embedded conditions of a fixture: latents with y, time, text, audio and silence."""
+    z, extra = goldens.load(name), goldens.regenerate(name)
+    audio = extra["audio"]
+    context = extra["context"] if "context" in extra else z["context"]
+    return {
+        "latents": torch.cat((z["x"], z["y"][0]))[None],
+        "time": m.embed_time(z["t"]),
+        "text": m.embed_text([context], extra["clip_fea"], keep=keep),
+        "audio": m.embed_audio(audio, z["ref_target_masks"], keep=keep),
+        "silence": m.embed_audio(torch.zeros_like(audio)[-1:], keep=keep),
+    }
+
+
+@pytest.mark.parametrize("name", ["dit_single_fp32", "dit_multi_fp32"])
+def test_shared_layer_0_and_kept_keys_change_nothing(name: str) -> None:
+    m = model(name)
+    plain, kept = passes(m, name, keep=False), passes(m, name, keep=True)
+    for _ in range(2):  # the second step reads what the first has kept
+        share = StepShare()
+        attention = m.blocks[0].self_attn
+        calls: list[int] = []
+        hook = attention.o.register_forward_hook(lambda *_, seen=calls: seen.append(1))
+        for which in ("audio", "audio", "silence"):
+            got = m.predict(kept["latents"], kept["time"], kept["text"], kept[which], share=share)
+            computed = len(calls)
+            want = m.predict(plain["latents"], plain["time"], plain["text"], plain[which])
+            assert torch.equal(got, want)
+            del calls[computed:]
+        hook.remove()
+        assert len(calls) == 1, "three passes, one self-attention in block 0"
+
+
+def test_silence_first_then_speakers_recomputes_the_positions() -> None:
+    name = "dit_multi_fp32"
+    m = model(name)
+    c, share = passes(m, name, keep=False), StepShare()
+    for which in ("silence", "audio", "audio"):
+        got = m.predict(c["latents"], c["time"], c["text"], c[which], share=share)
+        assert torch.equal(got, m.predict(c["latents"], c["time"], c["text"], c[which]))
+
+
+def test_absorbed_audio_is_the_same_function(measured) -> None:
+    name = "dit_single_fp32"
+    m = model(name)
+    c = passes(m, name, keep=True)
+    want = goldens.load(name)["out"]
+    got = m.use(absorb_audio=True).predict(c["latents"], c["time"], c["text"], c["audio"])
+    assert not torch.equal(
+        got, m.use(absorb_audio=False).predict(c["latents"], c["time"], c["text"], c["audio"])
+    )
+    measured(name, "output with absorbed audio projections", goldens.error(got[0], want), FP32)
+    again = m.use(absorb_audio=True).predict(c["latents"], c["time"], c["text"], c["audio"])
+    assert torch.equal(got, again)
+
+
+def test_absorption_does_not_touch_two_speakers() -> None:
+    name = "dit_multi_fp32"
+    m = model(name)
+    c = passes(m, name, keep=False)
+    want = m.predict(c["latents"], c["time"], c["text"], c["audio"])
+    assert torch.equal(m.use(absorb_audio=True).predict(c["latents"], c["time"], c["text"], c["audio"]), want)
+
+
+def test_joined_qkv(measured) -> None:
+    name = "dit_single_fp32"
+    m = model(name)
+    keys = set(m.state_dict())
+    assert join_qkv(m) == len(m.blocks)
+    assert set(m.state_dict()) == keys
+    c = passes(m, name, keep=False)
+    run = lambda: m.predict(c["latents"], c["time"], c["text"], c["audio"])  # noqa: E731
+    measured(name, "output with joined q, k, v", goldens.error(run()[0], goldens.load(name)["out"]), FP32)
+    attention = m.blocks[0].self_attn
+    before = run()
+    attention.q.weight.data += 0.1  # what a LoRA merge does: the joined matrix must follow
+    assert attention.joined.weight[0, 0] == attention.q.weight[0, 0]
+    changed = run()
+    assert not torch.allclose(changed, before)
+    attention.q.weight.data = attention.q.weight.data.clone()  # what moving a model does: the views are gone
+    assert not attention.joined.holds(attention)
+    torch.testing.assert_close(run(), changed, rtol=1e-5, atol=1e-5)
+
+
+def test_gelu_epilogue_leaves_a_cpu_alone() -> None:
+    layers = torch.nn.Sequential(
+        torch.nn.Linear(4, 8), torch.nn.GELU(approximate="tanh"), torch.nn.Linear(8, 4)
+    )
+    x = torch.randn(1, 3, 4)
+    assert torch.equal(ffn(layers, x), layers(x))
