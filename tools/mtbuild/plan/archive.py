@@ -1,4 +1,4 @@
-"""Members of a wheel without the wheel: its central directory and single files by HTTP Range, or from a whole file."""
+"""Members of a wheel without the wheel: by HTTP Range its central directory and single files."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class LocalArchive:
 
 
 class _Growing(io.RawIOBase):
-    """The end of a file that fetches what lies before it when asked: all that zipfile needs for a directory."""
+    """The end of a file that fetches what lies before it when asked: all that zipfile needs."""
 
     def __init__(self, fetcher: Fetcher, url: str, tail: bytes, size: int) -> None:
         self._fetcher, self._url, self._tail, self._size = fetcher, url, tail, size

@@ -1,4 +1,4 @@
-"""Everything a cell's rules look at, gathered before any of them runs. Kilobytes a wheel, never a whole one."""
+"""Everything a cell's rules look at, gathered before any of them runs; kilobytes a wheel."""
 
 from __future__ import annotations
 
@@ -96,8 +96,8 @@ def _gather(cell: Cell, wheels: Wheels, pool: ThreadPoolExecutor) -> CellFacts:
 
 def _pins(cell: Cell) -> dict[str, str]:
     pins = cell.pins
-    # MultiTalk needs numpy below 2, which has no wheel for newer Pythons; for older ones every numpy of that kind
-    # has, so that the 2 MB of its index page are not worth asking for.
+    # MultiTalk needs numpy below 2, which has no wheel for newer Pythons. Older ones have it, so the 2 MB of
+    # its index page are not worth asking for.
     if Version(cell.python) >= _FIRST_WITHOUT_OLD_NUMPY:
         pins.setdefault("numpy", numpy_window(cell.torch)[0])
     return pins
@@ -118,7 +118,7 @@ def _dependencies(
     wheels: Wheels,
     pool: ThreadPoolExecutor,
 ) -> tuple[WheelFacts, ...]:
-    """What torch's extensions ask for beside the pins: where a project is a mere placeholder, they don't work."""
+    """What torch's extensions ask for beside the pins: a mere placeholder there breaks them."""
     asked = {
         wish.name: wish.specifier
         for wheel in found
@@ -136,7 +136,7 @@ def _dependencies(
 def _alternatives(
     cell: Cell, found: Sequence[WheelFacts], target: Target, wheels: Wheels, pool: ThreadPoolExecutor
 ) -> tuple[WheelFacts, ...]:
-    """Other releases of an extension that is at odds with this torch, which ask for exactly what the cell has."""
+    """Where xFormers is at odds with this torch: its other releases, which ask for what the cell has."""
     torch = next((wheel for wheel in found if wheel.name == "torch"), None)
     extension = next((wheel for wheel in found if wheel.name == "xformers"), None)
     if extension is None or cell.xformers is None:
@@ -150,7 +150,7 @@ def _alternatives(
 def asking_for(
     wheels: Wheels, project: str, versions: dict[str, str], target: Target, pool: ThreadPoolExecutor
 ) -> tuple[WheelFacts, ...]:
-    """Releases of a project whose metadata admits these versions, newest first; only theirs are read in full."""
+    """Releases whose metadata admits these versions, newest first; only those are read in full."""
     links = [link for _, link in usable(wheels.index.versions(project), target)]
 
     def fits(link: Link) -> bool:

@@ -1,4 +1,4 @@
-"""HTTP for plans: retries, byte ranges, credentials that never leave their host, and a count of every byte."""
+"""HTTP for plans: retries, byte ranges, credentials that never leave their host, every byte counted."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class NoRanges(Exception):  # noqa: N818 - an answer, not an error: the next run
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """A response: `status` may be any 2xx, 3xx (304) or 4xx; `total` is the file's size where a range told it."""
+    """A response: `status` is any 2xx, 304 or 4xx; `total` is the file's size if a range told it."""
 
     status: int
     content: bytes
@@ -48,8 +48,8 @@ class Answer:
 class Fetcher:
     """GETs with retries. Thread-safe; `bytes` and `requests` count what went over the wire.
 
-    Credentials belong to an origin (scheme, host, port): each hop of a redirect looks up its own, so that none
-    reaches another host.
+    Credentials belong to an origin (scheme, host, port): each hop of a redirect looks up its own, so that
+    none reaches another host.
     """
 
     def __init__(self, settings: IndexSettings, *, backoff_s: float = 0.25, timeout_s: float = 30.0) -> None:
@@ -150,7 +150,7 @@ class Fetcher:
     def _raise_flaky(self, response: Any) -> None:
         if response.status_code in _FLAKY:
             after = response.headers.get("retry-after", "")
-            raise _Flaky(f"HTTP status {response.status_code}", float(after) if after.isdigit() else None)
+            raise _Flaky(response.status_code, float(after) if after.isdigit() else None)
 
     def _expect(self, response: Any, url: str, allowed: set[int]) -> None:
         self._raise_flaky(response)
@@ -178,9 +178,9 @@ class Fetcher:
             return self._client
 
 
-class _Flaky(Exception):
-    def __init__(self, text: str, retry_after_s: float | None) -> None:
-        super().__init__(text)
+class _Flaky(Exception):  # noqa: N818 - told apart from errors: it is tried again
+    def __init__(self, status: int, retry_after_s: float | None) -> None:
+        super().__init__(f"HTTP status {status}")
         self.retry_after_s = retry_after_s
 
 

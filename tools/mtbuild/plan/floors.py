@@ -52,7 +52,7 @@ def driver_floor(
 ) -> Floor | None:
     """(lowest driver branch, source): the highest of torch's CUDA, its extensions' CUDA and Triton's ptxas.
 
-    `cuda` and `extensions` are CUDA versions ("12.6"), `sm` the GPU's compute capability. None for a CPU build.
+    `cuda` and `extensions` are CUDA versions ("12.6"), `sm` the GPU's compute capability. None: a CPU build.
     """
     drivers = _data()["drivers"]
     asked = [(Version(text).major, drivers["source"]) for text in (cuda, *extensions) if text]

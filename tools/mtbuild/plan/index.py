@@ -51,8 +51,8 @@ class Link:
 class Index:
     """uv's settings, else pip's, else the default of the library; extra indexes first, as uv does.
 
-    Pages are kept for ten minutes in `cache`, where one is given; after that they are asked for again. Where the
-    index can't be reached, the kept page is used with a note: what it says of a published file never changes.
+    Pages are kept for ten minutes in `cache`, where one is given; then they are asked for again. Where the
+    index can't be reached, the kept page is used with a note: what it says of a published file stays true.
     """
 
     def __init__(

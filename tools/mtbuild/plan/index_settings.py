@@ -1,4 +1,4 @@
-"""Where packages come from, as this machine is already configured: uv's settings, then pip's, then the default.
+"""Where packages come from, as this machine is configured: uv's settings, then pip's, then the default.
 
 No index has its address in this project. The order is uv's own: environment before configuration files, extra
 indexes before the default one, and the first index that has a project is the only one asked for it.
@@ -86,7 +86,7 @@ class IndexSettings:
         builtin = default is None
         if default is None:
             default = Source.of(_library_default(), origin="the library's default")
-        # An extra index of pip's counts only where uv has none of its own: one tool's settings, not a mixture.
+        # pip's extra indexes count only where uv has no index of its own: one tool's settings, no mixture.
         extras = uv.extras if (uv.extras or uv.default) else pip.extras
         sources = tuple(dict.fromkeys((*extras, default)))
         ca = next(
@@ -115,7 +115,7 @@ def redact(text: str) -> str:
 
 
 def _library_default() -> str:
-    """pypi_simple's own constant, read from its source: importing it costs a third of a second in every plan."""
+    """pypi_simple's own constant, read from its source: an import costs every plan a third of a second."""
     spec = importlib.util.find_spec("pypi_simple")
     for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
         path = Path(folder) / "__init__.py"

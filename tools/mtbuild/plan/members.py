@@ -1,4 +1,4 @@
-"""What single files in wheels say: parsers for text that was fetched, no I/O. Foreign Python is parsed, never run."""
+"""What single files in wheels say: parsers, no I/O. Foreign Python is parsed, never run."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class CppLib:
 
 @dataclass(frozen=True, kw_only=True)
 class FlashWindow:
-    """flash-attn versions that an xformers accepts, inclusive. `guarded`: outside it falls back, else ImportError."""
+    """flash-attn versions that xformers accepts; outside: a fallback if `guarded`, else ImportError."""
 
     first: str
     last: str

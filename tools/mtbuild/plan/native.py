@@ -27,8 +27,8 @@ _MOST = 48 << 20  # bytes of a library looked at before giving up
 def cudart_needed(pieces: Iterable[bytes]) -> str | None:
     """The CUDA runtime that a library asks the loader for ("libcudart.so.12"), None if it asks for none.
 
-    Reads up to the first such name in the dynamic string table, which comes first in the file: `.dynamic` itself
-    lies at the end of it, a hundred megabytes later in some. The table holds names of libraries and symbols
+    Reads up to the first such name in the dynamic string table, which comes first in the file: `.dynamic`
+    itself lies at its end, a hundred megabytes later in some. The table holds names of libraries and symbols
     only, so a library's name there is one it needs (or its own). Where the whole library was read, DT_NEEDED
     itself is the answer.
     """

@@ -1,4 +1,4 @@
-"""Whether an extension of torch works with one torch wheel, by what both wheels say. Pure, no table of pairs."""
+"""Whether an extension of torch works with a torch, by what both wheels say. Pure; no table of pairs."""
 
 from __future__ import annotations
 
@@ -70,8 +70,8 @@ def _cudart(torch: WheelFacts, extension: WheelFacts) -> Odds | None:
     if not foreign:
         return None
     member, soname = foreign[0]
-    # `_C.so` is loaded under a guard and attention can go through PyTorch's kernels; a bundled FlashAttention is
-    # loaded without one, so that `import xformers.ops` fails.
+    # `_C.so` is loaded under a guard, and attention can go through PyTorch's kernels. A bundled
+    # FlashAttention is loaded without one, so that `import xformers.ops` fails.
     guarded = all(name == f"{extension.name}/_C.so" for name, _ in foreign)
     falls_back = guarded and bool(extension.attention) and _schema(torch, extension) is None
     outcome = (
@@ -82,8 +82,8 @@ def _cudart(torch: WheelFacts, extension: WheelFacts) -> Odds | None:
     return Odds(
         rule="cudart",
         severity="degraded" if falls_back else "refused",
-        message=f"{extension.name} {extension.version} needs {soname}, but torch {torch.local_version} brings "
-        f"{ours}: {outcome}",
+        message=f"{extension.name} {extension.version} needs {soname}, "
+        f"but torch {torch.local_version} brings {ours}: {outcome}",
         source=f"{extension.filename}: {member}: NEEDED {soname}; {torch.filename}: cuda = {torch.cuda!r}",
     )
 

@@ -107,7 +107,7 @@ def _measured() -> tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...]:
 
 
 def measured_sass(sha256: str) -> tuple[str, ...]:
-    """Architectures of a torch wheel measured before, by its hash: saves about 5 MB. Unknown ones are read."""
+    """Architectures of a torch wheel measured before, by its hash: saves 5 MB; unknown ones are read."""
     return next((sass for _, sass, hashes in _measured() if sha256 in hashes), ())
 
 

@@ -1,4 +1,4 @@
-"""Rules 7 to 10: drivers, windows hard-coded in sources, placeholders, and what the image itself lacks. Pure."""
+"""Rules 7 to 10: drivers, windows in sources, placeholders, and what the image itself lacks. Pure."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["compiler", "drivers", "flash_window", "placeholders"]
 
 
 def drivers(cell: Cell, facts: CellFacts) -> Iterator[Finding]:
-    """7: each GPU host's driver carries torch's CUDA, its extensions' and the ptxas that Triton uses there."""
+    """7: each GPU host's driver carries torch's CUDA, its extensions' and Triton's ptxas."""
     torch = facts.wheel("torch")
     cuda = torch.cuda if torch is not None and torch.cuda else cell.cuda
     for gpu in cell.smoke_on:
@@ -28,8 +28,8 @@ def drivers(cell: Cell, facts: CellFacts) -> Iterator[Finding]:
             yield Finding(
                 rule="driver",
                 severity="refused",
-                message=f"{gpu.name} has driver {gpu.driver}, but CUDA {cuda} with triton {cell.triton} needs "
-                f"{floor[0]} or newer",
+                message=f"{gpu.name} has driver {gpu.driver}, "
+                f"but CUDA {cuda} with triton {cell.triton} needs {floor[0]} or newer",
                 source=floor[1],
                 fix=f"update that host's driver to {floor[0]} or newer, or take a cell of CUDA "
                 f"{Version(cuda).major - 1}",
@@ -40,8 +40,8 @@ def drivers(cell: Cell, facts: CellFacts) -> Iterator[Finding]:
             yield Finding(
                 rule="driver",
                 severity="note",
-                message=f"{gpu.name}'s driver {gpu.driver} is older than CUDA {cuda}'s own ({own[0]}): machine code "
-                "runs by minor-version compatibility, newer features don't",
+                message=f"{gpu.name}'s driver {gpu.driver} is older than CUDA {cuda}'s own ({own[0]}): "
+                "machine code runs by minor-version compatibility, newer features don't",
                 source=own[1],
                 fix=f"nothing has to be done; driver {own[0]} or newer ends the limits",
             )
@@ -86,10 +86,11 @@ def placeholders(cell: Cell, facts: CellFacts) -> Iterator[Finding]:
         yield Finding(
             rule="placeholder",
             severity="refused",
-            message=f"{wheel.name} {wheel.version} is an empty placeholder, and {by}: what needs it is unavailable",
+            message=f"{wheel.name} {wheel.version} is an empty placeholder, and {by}: "
+            "what needs it is unavailable",
             source=f"{wheel.filename}: {wheel.size} bytes, no module in RECORD",
-            fix=f"take a released xformers{f' ({stable})' if stable else ''} that does not need {wheel.name}, or "
-            f"configure an index that serves a real {wheel.name}",
+            fix=f"take an xformers that does not need {wheel.name}{f' ({stable})' if stable else ''}, "
+            f"or configure an index that serves a real {wheel.name}",
         )
 
 

@@ -47,8 +47,8 @@ def _no_wheel(cell: Cell, gone: Missing) -> tuple[str, str]:
     if gone.why == "sdist":
         return (
             f"{what} has no wheel: it would be compiled during the build, which images never do",
-            f"serve a wheel of {gone.name} built for this cell from an index of your own, or leave {gone.name} "
-            "out (the model here does not need it)",
+            f"serve a {gone.name} wheel built for this cell from an index of your own, or leave it out "
+            "(the model here does not need it)",
         )
     if gone.why == "platform":
         return (
@@ -99,7 +99,7 @@ def requires_dist(cell: Cell, facts: CellFacts) -> Iterator[Finding]:
 
 
 def fix_for_torch(cell: Cell, facts: CellFacts) -> str:
-    """Which xformers fits this torch, found among the releases that ask for it; else which torch this one fits."""
+    """Which xformers fits this torch, among the releases that ask for it; else which torch this one fits."""
     torch = facts.wheel("torch")
     good = [a for a in facts.alternatives if torch is None or worst(torch, a) == "fits"]
     if good:
@@ -133,8 +133,8 @@ def markers(cell: Cell, facts: CellFacts) -> Iterator[Finding]:
         yield Finding(
             rule="marker",
             severity="refused",
-            message=f"torch {cell.torch} does not bring triton on Python {cell.python}: @torch.compile, which "
-            "MultiTalk uses, fails there at run time",
+            message=f"torch {cell.torch} does not bring triton on Python {cell.python}: "
+            "@torch.compile, which MultiTalk uses, fails there at run time",
             source=f"{torch.filename}: Requires-Dist: {named[0].line}",
             fix="take a Python that the marker admits, or a newer torch",
         )
@@ -150,7 +150,8 @@ def cuda_named(cell: Cell, facts: CellFacts) -> Iterator[Finding]:
         rule="cuda",
         severity="refused",
         message=f"this cell says CUDA {cell.cuda}, but torch {cell.torch} of this index is built for {real}",
-        source=f"{torch.filename}: torch/version.py: __version__ = {torch.local_version!r}, cuda = {torch.cuda!r}",
+        source=f"{torch.filename}: torch/version.py: "
+        f"__version__ = {torch.local_version!r}, cuda = {torch.cuda!r}",
         fix=f'write cuda: "{torch.cuda}"'
         if torch.cuda
         else "configure an index that serves CUDA builds of torch",
@@ -167,7 +168,7 @@ def numpy(cell: Cell, facts: CellFacts) -> Iterator[Finding]:
         yield Finding(
             rule="numpy",
             severity="refused",
-            message=f"numpy {pinned.version} does not go with torch {cell.torch} here: numpy{window} is needed",
+            message=f"numpy {pinned.version} does not go with torch {cell.torch}: numpy{window} is needed",
             source=source,
             fix=f'pin numpy "{window}" (1.26.4 is the last of them)',
         )

@@ -1,4 +1,4 @@
-"""Rules 3 to 6: what the binaries say, where metadata is silent. Each is a function of (cell, facts); pure."""
+"""Rules 3 to 6: what the binaries say, where metadata is silent. Functions of (cell, facts); pure."""
 
 from __future__ import annotations
 

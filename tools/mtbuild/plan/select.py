@@ -22,7 +22,7 @@ _MODERN = "2.39"  # a C library newer than any wheel of this family asks for
 
 @dataclass(frozen=True, kw_only=True)
 class Missing:
-    """A pin with no usable file. `pythons` that it has wheels for, `versions` (newest first) that would fit."""
+    """A pin with no usable file: `pythons` it has wheels for, `versions` that would fit, newest first."""
 
     name: str
     wanted: str

@@ -66,7 +66,7 @@ def _tags(python: str, machine: str, glibc: str) -> dict[Tag, int]:
 
 
 def _platforms(machine: str, glibc: str) -> list[str]:
-    """`manylinux_2_36_x86_64` and everything older; built here because packaging knows only its own host's."""
+    """`manylinux_2_36_x86_64` and everything older; built here: packaging knows only its host's."""
     parsed = Version(glibc)
     names = []
     for minor in range(parsed.minor, _OLDEST_MINOR - 1, -1):
@@ -116,7 +116,7 @@ def by_version(links: Iterable[Link]) -> dict[Version, list[Link]]:
 
 
 def best_wheel(links: Iterable[Link], target: Target) -> Link | None:
-    """The file that an installer would take of these (of one version): best tag, then highest build number."""
+    """The file of one version that an installer would take: best tag, then highest build number."""
     best: tuple[tuple[int, tuple[int, str] | tuple[()]], Link] | None = None
     ranks = target.tags
     for link in links:

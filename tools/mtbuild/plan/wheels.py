@@ -1,7 +1,7 @@
 """What the wheels themselves say, read in kilobytes and kept by wheel hash.
 
-The ladder: PEP 658 metadata (asked for even where the page doesn't advertise it), then HTTP Range into the zip,
-then the whole wheel, its size announced. Facts about a published wheel never change, so they are kept for good.
+The ladder: PEP 658 metadata (asked for even where the page doesn't advertise it), then HTTP Range into the
+zip, then the whole wheel, its size announced. Facts about a published wheel never change, so they are kept.
 """
 
 from __future__ import annotations
