@@ -109,7 +109,7 @@ def human_seconds(seconds: float) -> str:
 
 
 def _table(*columns: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for column in columns:
         wrap = column in ("reason",)
         table.add_column(
