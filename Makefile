@@ -9,7 +9,7 @@ TEST  := $(BIN)/python -m pytest -q --durations=5
 export VENV
 
 .DEFAULT_GOAL := help
-.PHONY: help setup matrix test lint unit test-wan e2e gpu doctor engine engine-down clean-engine
+.PHONY: help setup matrix test lint unit test-wan e2e gpu doctor engine engine-down clean-engine test-programs
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,14 +25,18 @@ lint: setup  ## Ruff, formatting, strict types
 	$(BIN)/ruff format --check tools tests benchmarks
 	$(BIN)/mypy
 
-unit: setup  ## fast tests of mtbuild and the runtime, without engine
+# The savers and the runtime write real videos in their tests.
+test-programs:
+	@tools/bootstrap/packages.sh ffmpeg=ffmpeg
+
+unit: setup test-programs  ## fast tests of mtbuild and the runtime, without engine
 	$(TEST) tests --ignore=tests/wan -m "not engine and not gpu" $(ARGS)
 
-test-wan: setup  ## tests of the model
+test-wan: setup test-programs  ## tests of the model
 	$(TEST) tests/wan -m "not engine and not gpu" $(ARGS)
 
 e2e: setup engine  ## tests on the real engine: base, builds, smoke, publish, the journey
-	$(TEST) tests -m "engine and not gpu" $(ARGS)
+	$(TEST) tests/tools tests/e2e -m "engine and not gpu" $(ARGS)
 
 gpu: setup  ## tests that need a GPU on this machine
 	$(TEST) tests -m gpu $(ARGS)
@@ -51,6 +55,6 @@ clean-engine: setup  ## stop them and remove the engine with all its images and 
 
 setup: $(STAMP)  ## Python, virtual environment, all packages (done once)
 
-$(STAMP): pyproject.toml tools/pyproject.toml tools/bootstrap/setup.sh
+$(STAMP): pyproject.toml tools/pyproject.toml tools/bootstrap/setup.sh tools/bootstrap/packages.sh
 	@tools/bootstrap/setup.sh
 	@touch $@

@@ -29,36 +29,23 @@ find_python() {
     return 1
 }
 
-system_packages() {
-    if ! command -v apt-get >/dev/null; then
-        say "error: no Python 3.11 or 3.12 with venv and headers, or no C compiler, on this machine"
-        say "  fix: install them, or name one: make setup PYTHON=/path/to/python3.11"
-        exit 3
-    fi
-    if [ "$(id -u)" != 0 ]; then
-        say "error: Python 3.11/3.12 with venv and headers, or a C compiler, is missing, and only root can install it"
-        say "  fix: sudo apt-get install python3 python3-venv python3-dev gcc libc6-dev   (or run make as root)"
-        exit 3
-    fi
-    say "installing Python, its headers and a C compiler …"
-    export DEBIAN_FRONTEND=noninteractive
-    apt-get update -qq
-    apt-get install -qq -y --no-install-recommends --no-remove -o DPkg::Lock::Timeout=600 \
-        python3 python3-venv python3-dev gcc libc6-dev git ca-certificates >/dev/null
-}
-
+tools/bootstrap/packages.sh gcc=gcc gcc=libc6-dev git=git
 if ! [ -x "$venv/bin/python" ]; then
-    if ! python=$(find_python) || ! command -v gcc >/dev/null || ! command -v git >/dev/null; then
-        system_packages
-        python=$(find_python) || { say "error: the installed python3 is not 3.11 or 3.12"; exit 3; }
+    if ! python=$(find_python); then
+        # A program that no machine has stands for "install these".
+        tools/bootstrap/packages.sh no-complete-python3=python3 no-complete-python3=python3-venv \
+            no-complete-python3=python3-dev
+        python=$(find_python) || {
+            say "error: python3 of this system is not 3.11 or 3.12"
+            say "  fix: install one of them with venv and headers, then: make setup PYTHON=/path/to/python3.11"
+            exit 3
+        }
     fi
     say "making $venv with $python …"
     "$python" -m venv "$venv"
-elif ! command -v gcc >/dev/null; then
-    system_packages
 fi
 
-pip() { "$venv/bin/python" -m pip --disable-pip-version-check --quiet "$@"; }
+pip() { "$venv/bin/python" -m pip --disable-pip-version-check -qq "$@"; } # errors only
 
 # By pip and first: pip also knows the machine's find-links and extra indexes, where a CPU build of PyTorch
 # may lie. uv then finds the version that is asked for installed and leaves it alone.
