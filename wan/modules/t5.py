@@ -349,7 +349,7 @@ class T5EncoderModel:
     `checkpoint_path` is the encoder's `.pth` or `.safetensors`, `tokenizer_path` the tokenizer's folder,
     `shard_fn` a function that shards the model instead of moving it to `device` (FSDP). `quant` ('int8' or
     'fp8') takes `quant_dir`'s quantised encoder instead of `checkpoint_path`. Raises
-    `wan.loading.CheckpointError`.
+    `wan.loading.CheckpointError`. `model` is an encoder that is there already.
     """
 
     def __init__(
@@ -362,6 +362,8 @@ class T5EncoderModel:
         shard_fn: Callable[..., nn.Module] | None = None,
         quant: str | None = None,
         quant_dir: str | os.PathLike[str] | None = None,
+        *,
+        model: T5Encoder | None = None,
     ) -> None:
         self.text_len, self.dtype = text_len, dtype
         if device is None:
@@ -372,7 +374,8 @@ class T5EncoderModel:
             msg = "T5EncoderModel needs tokenizer_path, the folder with tokenizer.json"
             raise ValueError(msg)
         self.tokenizer = HuggingfaceTokenizer(tokenizer_path, seq_len=text_len, clean="whitespace")
-        self.model = self._load(shard_fn, quant, quant_dir)
+        self.model = self._load(shard_fn, quant, quant_dir) if model is None else model.to(self.device, dtype)
+        self.model.eval().requires_grad_(False)
 
     def _load(
         self,
@@ -399,7 +402,6 @@ class T5EncoderModel:
             from wan.loading import load_model
 
             model = load_model(build, self.checkpoint_path, dtype=self.dtype, device=place)
-        model.eval().requires_grad_(False)
         return model if shard_fn is None else shard_fn(model, sync_module_states=False)
 
     @torch.no_grad()
