@@ -66,9 +66,7 @@ def fill(module: torch.nn.Module, name: str, salt: str | None = None) -> torch.n
     if isinstance(expected, dict) and salt in expected:
         expected = expected[salt]
     if isinstance(expected, dict):
-        some = (
-            "n_params" in entry
-        )  # of the widest fixture only some sums are stored, and the number of parameters
+        some = "n_params" in entry  # of the widest fixture only some sums are stored
         assert some or set(signature) == set(expected), set(signature) ^ set(expected)
         assert not some or entry["n_params"] == sum(p.numel() for p in module.parameters())
         for key, (shape, total, abs_total) in expected.items():

@@ -120,7 +120,7 @@ class FlowScheduler:
         """
         if self.step_index >= len(self.timesteps) or int(timestep) != int(self.timesteps[self.step_index]):
             expected = self.timesteps[self.step_index :][:1].tolist() or "none: all steps are done"
-            msg = f"timestep {int(timestep)} is not the next one ({expected}); call set_timesteps to start again"
+            msg = f"timestep {int(timestep)} is not the next one ({expected}); set_timesteps starts again"
             raise ValueError(msg)
         wide = sample.float()
         prediction = wide - self.sigma(self.step_index) * model_output.float()

@@ -1,0 +1,343 @@
+"""MultiTalk: an image, speech of one or two people and a prompt → a video of them talking.
+
+    pipeline = MultiTalkPipeline(WAN_CONFIGS["multitalk-14B"], "weights/Wan2.1-I2V-14B-480P")
+    video = pipeline.generate({"prompt": …, "cond_image": "a.png", "cond_audio": {"person1": embedding}})
+
+MultiTalk, arXiv 2505.22647; Wan2.1, arXiv 2503.20314; specification §3.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .clips import Clip
+from .configs import WanConfig
+from .guidance import ApgOptions, Guidance
+from .parts import Parts, load_parts
+from .pipeline_steps import (
+    OFFICIAL,
+    Branches,
+    Options,
+    Parity,
+    Prepared,
+    decode,
+    denoise,
+    embed_conditions,
+    encode,
+    one_after_the_other,
+    prepare,
+    timestep_transform,
+)
+from .preprocess import BUCKETS, Buckets, resize_and_centercrop
+from .progress import Cancelled, ProgressCallback, Reporter, TqdmBar
+
+__all__ = [
+    "OFFICIAL",
+    "Cancelled",
+    "MultiTalkPipeline",
+    "Parity",
+    "resize_and_centercrop",
+    "timestep_transform",
+]
+
+
+class MultiTalkPipeline:
+    """The loaded models and how to run them. `generate` may be called any number of times; calls share no
+    state.
+
+    checkpoint_dir holds the Wan2.1 image-to-video folder and, in it or in `audio_dir`,
+    `multitalk.safetensors`; it is only read. `device_id` is this process's GPU; `device` overrides it (for
+    example "cpu"). `use_usp` spreads each pass over all processes, `cfg_parallel` the guidance passes first.
+    `attention` names a backend of `wan.attention_backends`. `init_on_cpu` is accepted and means nothing:
+    weights go straight where they are used.
+    """
+
+    def __init__(
+        self,
+        config: WanConfig,
+        checkpoint_dir: str | Path,
+        quant_dir: str | Path | None = None,
+        device_id: int = 0,
+        rank: int = 0,
+        t5_fsdp: bool = False,
+        dit_fsdp: bool = False,
+        use_usp: bool = False,
+        t5_cpu: bool = False,
+        init_on_cpu: bool = True,
+        num_timesteps: int = 1000,
+        use_timestep_transform: bool = True,
+        lora_dir: list[str] | None = None,
+        lora_scales: list[float] | None = None,
+        quant: str | None = None,
+        *,
+        audio_dir: str | Path | None = None,
+        device: str | torch.device | None = None,
+        attention: str = "sdpa",
+        cfg_parallel: bool = False,
+    ) -> None:
+        device = torch.device(device or f"cuda:{device_id}")
+        parts = load_parts(
+            config,
+            checkpoint_dir,
+            device=device,
+            audio_dir=audio_dir,
+            quant=quant,
+            quant_dir=quant_dir,
+            lora_files=lora_dir or [],
+            lora_scales=lora_scales,
+            t5_cpu=t5_cpu,
+            t5_fsdp=t5_fsdp,
+            dit_fsdp=dit_fsdp,
+            attention=attention,
+        )
+        self._setup(config, parts, device, rank, num_timesteps, use_timestep_transform, BUCKETS)
+        if use_usp or cfg_parallel:
+            self.spread_over_processes(cfg_parallel=cfg_parallel)
+
+    @classmethod
+    def from_parts(
+        cls,
+        config: WanConfig,
+        parts: Parts,
+        device: str | torch.device = "cpu",
+        *,
+        rank: int = 0,
+        buckets: Mapping[str, Buckets] = BUCKETS,
+    ) -> MultiTalkPipeline:
+        """A pipeline of models that are loaded already."""
+        pipeline = cls.__new__(cls)
+        pipeline._setup(config, parts, torch.device(device), rank, config.num_train_timesteps, True, buckets)
+        return pipeline
+
+    def _setup(
+        self,
+        config: WanConfig,
+        parts: Parts,
+        device: torch.device,
+        rank: int,
+        num_timesteps: int,
+        timestep_transform: bool,
+        buckets: Mapping[str, Buckets],
+    ) -> None:
+        self.config = config
+        self.parts = parts
+        self.device = device
+        self.rank = rank
+        self.num_timesteps = num_timesteps
+        self.use_timestep_transform = timestep_transform
+        self.buckets = buckets
+        self.branches: Branches = one_after_the_other
+        self.offloader: Any = None
+        self.last_seed: int | None = None
+
+    @property
+    def model(self) -> nn.Module:
+        return self.parts.model
+
+    def enable_vram_management(self, num_persistent_param_in_dit: int | None = None) -> None:
+        """Keep about this many DiT parameters on the GPU, the other blocks in RAM, fetched ahead of their
+        use.
+
+        None and 0 keep none. Keys and values are then computed in every step instead of being kept.
+        """
+        from .offload import offload
+
+        self.offloader = offload(
+            self.model, self.device, persistent_parameters=num_persistent_param_in_dit or 0
+        )
+
+    def spread_over_processes(self, *, cfg_parallel: bool = True) -> None:
+        """Use all processes of the default group: sequence parallel, or guidance passes first and then
+        sequence.
+        """
+        from .distributed import BranchParallel, UlyssesParallel
+
+        if not cfg_parallel:
+            self.model.use(parallel=UlyssesParallel())
+            return
+        spread = BranchParallel(self.model.num_heads)
+        self.branches = lambda passes: spread(lambda p: self.model.use(parallel=p), passes)
+
+    def generate(
+        self,
+        input_data: Mapping[str, Any],
+        size_buckget: str = "multitalk-480",
+        motion_frame: int = 25,
+        frame_num: int = 81,
+        shift: float = 5.0,
+        sampling_steps: int = 40,
+        text_guide_scale: float = 5.0,
+        audio_guide_scale: float = 4.0,
+        n_prompt: str = "",
+        seed: int = -1,
+        offload_model: bool = True,
+        max_frames_num: int = 1000,
+        face_scale: float = 0.05,
+        progress: bool = True,
+        color_correction_strength: float = 0.0,
+        extra_args: Any = None,
+        *,
+        parity: Parity = Parity(),
+        on_progress: ProgressCallback | None = None,
+        cancelled: Callable[[], bool] | None = None,
+        on_frames: Callable[[Tensor], None] | None = None,
+    ) -> Tensor | None:
+        """→ video [3, F, H, W] fp32 in [−1, 1] on the CPU, F as many frames (25 a second) as there is speech;
+        None on other ranks than 0.
+
+        input_data: prompt; cond_image, a path or PIL image; cond_audio {"person1": …[, "person2": …]},
+        embeddings [N, 12, 768] of `wan.audio.speech_embedding` or paths of saved ones; bbox, optional with
+        two people. `max_frames_num` up to `frame_num` makes one clip, more streams clips that share
+        `motion_frame` frames. An empty `n_prompt` takes the configuration's. `extra_args` may have
+        use_teacache, teacache_thresh, use_apg, apg_momentum, apg_norm_threshold. `on_progress(step, total,
+        stage)` replaces the bar; `cancelled()` is asked between steps; `on_frames` gets every clip's new
+        frames [3, f, H, W] at once, for an encoder to write.
+
+        Raises ValueError or FileNotFoundError for wrong input, `progress.Cancelled` when asked to stop.
+        """
+        options = Options(
+            size=size_buckget,
+            frame_num=frame_num,
+            motion_frame=motion_frame,
+            max_frames=max_frames_num,
+            steps=sampling_steps,
+            shift=shift,
+            text_scale=text_guide_scale,
+            audio_scale=audio_guide_scale,
+            color_strength=color_correction_strength,
+            face_scale=face_scale,
+            keep_kv=self.offloader is None,
+            num_timesteps=self.num_timesteps,
+            timestep_transform=self.use_timestep_transform,
+            vae_stride=self.config.vae_stride,
+            parity=parity,
+            **_extra(extra_args),
+        )
+        bar = TqdmBar() if progress and on_progress is None and self.rank == 0 else None
+        try:
+            with torch.inference_mode():
+                prepared = prepare(input_data, options, self.buckets)
+                total = options.steps * len(prepared.plan.clips)
+                report = Reporter(total=total, callback=on_progress or bar, cancelled=cancelled)
+                generator = self._generator(seed, options.parity)
+                kept = []
+                for frames in self._clips(prepared, options, n_prompt, generator, report, offload_model):
+                    kept.append(frames)
+                    if on_frames is not None and self.rank == 0:
+                        on_frames(frames)
+        finally:
+            if bar is not None:
+                bar.close()
+        return torch.cat(kept, dim=1) if self.rank == 0 else None
+
+    def _clips(
+        self,
+        prepared: Prepared,
+        options: Options,
+        n_prompt: str,
+        generator: torch.Generator,
+        report: Reporter,
+        offload: bool,
+    ) -> Iterator[Tensor]:
+        """The new frames [3, f, H, W] of each clip, on the CPU, cut to the length of the video."""
+        texts = self._encode_texts(prepared, options, n_prompt, report, offload)
+        image = prepared.image.to(self.device)
+        known, done = image, 0
+        for clip in prepared.plan.clips:
+            frames = self._clip(clip, known, image, prepared, texts, options, generator, report, offload)
+            known = frames[:, :, -options.motion_frame :]
+            new = frames[0, :, clip.motion :].cpu()
+            yield new[:, : max(prepared.plan.frames - done, 0)]
+            done += new.shape[1]
+
+    def _clip(
+        self,
+        clip: Clip,
+        known: Tensor,
+        image: Tensor,
+        prepared: Prepared,
+        texts: list[Tensor],
+        options: Options,
+        generator: torch.Generator,
+        report: Reporter,
+        offload: bool,
+    ) -> Tensor:
+        """All frames [1, 3, frame_num, H, W] of one clip: encode → denoise → decode."""
+        parts, dtype = self.parts, self.config.param_dtype
+        report.stage("encode")
+        with self._on_device(parts.image_encoder, offload):
+            encoded = encode(
+                known, clip, prepared, options, vae=parts.vae, image_encoder=parts.image_encoder, dtype=dtype
+            )
+        with self._on_device(parts, offload and self.offloader is None):
+            masks = prepared.masks.to(self.device, dtype)
+            conditions = embed_conditions(parts.model, encoded, texts, masks, options)
+            latents = denoise(
+                parts.model,
+                encoded,
+                conditions,
+                options,
+                generator=generator,
+                report=report,
+                branches=self.branches,
+            )
+        del conditions  # several GB of kept keys and values
+        report.stage("decode")
+        return decode(latents, image, options, vae=parts.vae)
+
+    def _encode_texts(
+        self, prepared: Prepared, options: Options, n_prompt: str, report: Reporter, offload: bool
+    ) -> list[Tensor]:
+        """T5 states of the prompt and, if text guidance needs it, the negative prompt, on our device."""
+        report.stage("text")
+        prompts = [prepared.prompt]
+        if "uncond" in Guidance(text_scale=options.text_scale).passes:
+            prompts.append(n_prompt or self.config.sample_neg_prompt)
+        encoder = self.parts.text_encoder
+        on_cpu = self.parts.t5_cpu
+        with self._on_device(encoder, offload and not on_cpu):
+            states = encoder(prompts, torch.device("cpu") if on_cpu else self.device)
+        return [s.to(self.device, self.config.param_dtype) for s in states]
+
+    @contextmanager
+    def _on_device(self, part: Any, offload: bool) -> Iterator[None]:
+        """Hold a part's network on the device; with `offload`, only for this long."""
+        module = getattr(part, "model", None)
+        moves = offload and isinstance(module, nn.Module) and self.device.type == "cuda"
+        if moves:
+            module.to(self.device)
+        yield
+        if moves:
+            module.to("cpu")
+
+    def _generator(self, seed: int, parity: Parity) -> torch.Generator:
+        seed = seed if seed >= 0 else random.randint(0, sys.maxsize)  # noqa: S311 - a seed, not a secret
+        self.last_seed = seed
+        if parity.seed_globals:
+            torch.manual_seed(seed)
+            np.random.seed(seed % 2**32)
+            random.seed(seed)
+            torch.backends.cudnn.deterministic = True
+        return torch.Generator(self.device).manual_seed(seed)
+
+
+def _extra(args: Any) -> dict[str, Any]:
+    """Guidance and caching options from the command line's namespace, or None."""
+    options: dict[str, Any] = {}
+    if getattr(args, "use_apg", False):
+        options["apg"] = ApgOptions(
+            momentum=getattr(args, "apg_momentum", -0.75),
+            norm_threshold=getattr(args, "apg_norm_threshold", 55),
+        )
+    if getattr(args, "use_teacache", False):
+        options["teacache"] = getattr(args, "teacache_thresh", 0.2)
+    return options
