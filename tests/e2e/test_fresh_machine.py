@@ -1,7 +1,7 @@
 """A fresh Debian 12 machine, root, package mirrors and a Python index: nothing else, and `make engine` works.
 
 The machine is a privileged container of our own base image, so it has neither Python nor a compiler, git,
-an engine or a CA of a company. It gets what its owner would have configured: apt's sources and pip's settings.
+an engine or a company CA. It gets what its owner would have configured: apt sources and pip settings.
 """
 
 from __future__ import annotations
