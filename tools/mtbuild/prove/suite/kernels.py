@@ -5,8 +5,9 @@ from __future__ import annotations
 import inspect
 from importlib.util import find_spec
 
-# Largest error allowed, relative to the largest value: two roundings of the output's type
-TOLERANCE = {"bfloat16": 2**-7, "float16": 2**-10, "float32": 2e-5}
+# Largest error allowed, relative to the largest value: two units in the last place of the output's type (a
+# sum that is stored and then normalised is rounded twice), and for fp32 a longer sum's order
+TOLERANCE = {"bfloat16": 2**-6, "float16": 2**-9, "float32": 2e-5}
 
 
 def all_kernels() -> list:
