@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
 import pytest
 
+from mtbuild.digest import Reference
 from mtbuild.errors import InfrastructureError
 from mtbuild.paths import Paths
 from mtbuild.proc import run
@@ -151,3 +153,39 @@ def test_a_client_with_its_plugin_is_taken(
     found = engine.connect(bare)
     assert (found.origin, found.socket, found.docker) == ("running", f"unix://{place}", client)
     assert os.fspath(plugin) in found.buildx
+
+
+@pytest.mark.engine
+def test_replaced_images_are_dropped_unless_they_are_used(shared: engine.Engine, tmp_path: Path) -> None:
+    paths = Paths(root=tmp_path, cache=Paths.of(ROOT).cache)
+    registry = embedded.ensure_registry(paths)
+    try:
+        refs = [push(shared, f"{registry}/cell", number, tmp_path) for number in ("1", "2", "3")]
+        used = shared.client.containers.create(str(refs[1]), command=["/none"])
+        try:
+            gone = Reference.parse(f"{registry}/cell@sha256:{'0' * 64}")
+            assert engine.retire(shared, [refs[0], refs[1], gone]) == 1
+            left = {tag for image in shared.client.images.list(f"{registry}/cell") for tag in image.tags}
+            assert left == {f"{registry}/cell:2", f"{registry}/cell:3"}
+            shared.client.images.pull(str(refs[0]))  # the registry still has it
+        finally:
+            used.remove(force=True)
+            engine.retire(shared, refs)
+    finally:
+        embedded.stop_registry(paths)
+
+
+def push(one: engine.Engine, name: str, number: str, folder: Path) -> Reference:
+    context = folder / f"context-{number}"
+    context.mkdir()
+    (context / "Dockerfile").write_text("FROM scratch\nCOPY file /\n")
+    (context / "file").write_text(number)
+    metadata = folder / f"{number}.json"
+    run(
+        [
+            *one.buildx, "build", "--provenance=false", f"--metadata-file={metadata}",
+            f"--output=type=image,name={name}:{number},push=true", context,
+        ],
+        timeout_s=120,
+    )  # fmt: skip
+    return Reference.parse(f"{name}@{json.loads(metadata.read_text())['containerimage.digest']}")

@@ -17,18 +17,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from docker import DockerClient
-from docker.errors import DockerException
+from docker.errors import APIError, DockerException, NotFound
 
 from mtbuild.errors import CommandError, InfrastructureError
 from mtbuild.proc import run
 from mtbuild.prove import embedded
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
+    from mtbuild.digest import Reference
     from mtbuild.paths import Paths
 
-__all__ = ["Engine", "EngineFacts", "connect", "find_client", "prune"]
+__all__ = ["Engine", "EngineFacts", "connect", "find_client", "prune", "retire"]
 
 Origin = Literal["DOCKER_HOST", "running", "embedded"]
 
@@ -241,6 +242,28 @@ def _facts(client: DockerClient) -> EngineFacts:
         kernel=str(info.get("KernelVersion", "")),
         system=str(info.get("OperatingSystem", "")),
     )
+
+
+def retire(engine: Engine, references: Iterable[Reference]) -> int:
+    """Drop images that a newer build replaced from the engine, so that it does not fill up; returns how many.
+
+    Their registry keeps them: whoever asks for one again pulls it. One that a container uses stays.
+    """
+    dropped = 0
+    for reference in references:
+        try:
+            names = engine.client.images.get(str(reference)).attrs["RepoTags"] or [str(reference)]
+            for name in names:
+                if name.rpartition(":")[0] in (reference.repository, f"{reference.repository}@sha256"):
+                    engine.client.images.remove(name)
+            dropped += 1
+        except NotFound:
+            continue
+        except APIError as error:
+            if error.status_code != 409:  # in use
+                msg = f"the engine could not drop {reference}: {error}"
+                raise InfrastructureError(msg, fix="run the same command again") from error
+    return dropped
 
 
 def prune(engine: Engine) -> int:
