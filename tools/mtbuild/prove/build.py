@@ -26,6 +26,7 @@ from mtbuild.prove import wheel_store
 from mtbuild.prove.base import ensure_base, secret_flags
 from mtbuild.prove.buildid import build_id
 from mtbuild.prove.disk import preflight
+from mtbuild.prove.engine import retire
 from mtbuild.prove.runtime_wheel import RuntimeWheel, runtime_wheel
 
 if TYPE_CHECKING:
@@ -185,6 +186,8 @@ def build(
         wheels=tuple(wheel.sha256 for wheel in plan.lock.wheels),
     )
     _write(folder / "build.json", done.to_json())
+    # 9 GB each in the engine: what this build replaces goes; staging still has it.
+    retire(engine, (old.ref for old in builds_of(paths, cell.id) if old.ref.digest != ref.digest))
     note(f"{cell.name}: {done.size_bytes / 1e9:.2f} GB in {done.seconds:.0f} s: {ref}")
     return done
 
