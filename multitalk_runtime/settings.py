@@ -1,0 +1,147 @@
+"""What this worker's operator allows and limits, from the environment and from nowhere else.
+
+A job can name buckets, paths and addresses; only what stands here is used. The worker's rights are not the
+caller's, so nothing is allowed by default but public web addresses.
+
+| variable | default | meaning |
+|---|---|---|
+| `MODEL_PATH` | `/models` | folder of the three models (or set the three below) |
+| `MT_WAN_DIR`, `MT_MULTITALK_DIR`, `MT_WAV2VEC_DIR` | under `MODEL_PATH` | the models one by one |
+| `MT_LORA` | | LoRA files with scales, `file[:scale],…`, merged at start; `turbo` jobs need one |
+| `MT_S3_BUCKETS` | `AWS_S3_BUCKET_NAME` | `bucket` or `bucket/prefix` that jobs may use, comma-separated |
+| `AWS_S3_BUCKET_NAME` | | bucket of keys without one, and of results |
+| `MT_S3_OUTPUT_PREFIX` | `results/` | where results go in that bucket |
+| `BUCKET_ENDPOINT_URL` | AWS's | the storage's address |
+| `AWS_REGION` | boto3's | |
+| `MT_VOLUMES` | | folders whose files jobs may read, comma-separated |
+| `MT_ALLOW_ADDRESSES` | | private networks that URLs may lead to, as CIDR, comma-separated |
+| `MT_MAX_IMAGE_BYTES`, `MT_MAX_AUDIO_BYTES` | 32 MiB, 256 MiB | of one input |
+| `MT_MAX_PIXELS` | 64 million | of the image, before decoding |
+| `MT_MAX_AUDIO_S` | 600 | seconds of one track |
+| `MT_MAX_RESULT_BYTES` | 16 MiB | of a video returned as base64 |
+| `MT_FETCH_S` | 60 | time for one download, seconds |
+| `MT_JOB_S` | 7200 | time for one job, seconds |
+| `MT_TOKEN` | | bearer token of `serve`; without one it binds to loopback only |
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["Lora", "Settings", "SettingsError"]
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+class SettingsError(Exception):
+    """Raised for an environment variable that can't be used; names it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lora:
+    """A LoRA file and the scale that it is merged with."""
+
+    file: Path
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The environment, read once. Sizes in bytes, times in seconds."""
+
+    model_path: Path = Path("/models")
+    wan_dir: Path | None = None
+    multitalk_dir: Path | None = None
+    wav2vec_dir: Path | None = None
+    loras: tuple[Lora, ...] = ()
+    s3_allowed: tuple[str, ...] = ()  # "bucket" or "bucket/prefix"
+    s3_bucket: str | None = None
+    s3_output_prefix: str = "results/"
+    s3_endpoint: str | None = None
+    s3_region: str | None = None
+    volumes: tuple[Path, ...] = ()
+    allow_addresses: tuple[Network, ...] = ()
+    max_image_bytes: int = 32 << 20
+    max_audio_bytes: int = 256 << 20
+    max_pixels: int = 64_000_000
+    max_audio_s: float = 600.0
+    max_result_bytes: int = 16 << 20
+    fetch_s: float = 60.0
+    job_s: float = 7200.0
+    token: str | None = None
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] | None = None) -> Settings:
+        """Read `os.environ` (or the mapping given); an empty variable counts as not set."""
+        given = {key: value.strip() for key, value in (environment or os.environ).items() if value.strip()}
+        bucket = given.get("AWS_S3_BUCKET_NAME")
+        default = cls()
+        return cls(
+            model_path=Path(given.get("MODEL_PATH", default.model_path)),
+            wan_dir=_path(given, "MT_WAN_DIR"),
+            multitalk_dir=_path(given, "MT_MULTITALK_DIR"),
+            wav2vec_dir=_path(given, "MT_WAV2VEC_DIR"),
+            loras=tuple(_lora(item) for item in _items(given, "MT_LORA")),
+            s3_allowed=tuple(_items(given, "MT_S3_BUCKETS")) or ((bucket,) if bucket else ()),
+            s3_bucket=bucket,
+            s3_output_prefix=given.get("MT_S3_OUTPUT_PREFIX", default.s3_output_prefix),
+            s3_endpoint=given.get("BUCKET_ENDPOINT_URL"),
+            s3_region=given.get("AWS_REGION") or given.get("AWS_DEFAULT_REGION"),
+            volumes=tuple(Path(item) for item in _items(given, "MT_VOLUMES")),
+            allow_addresses=tuple(_network(item) for item in _items(given, "MT_ALLOW_ADDRESSES")),
+            max_image_bytes=int(_number(given, "MT_MAX_IMAGE_BYTES", default.max_image_bytes)),
+            max_audio_bytes=int(_number(given, "MT_MAX_AUDIO_BYTES", default.max_audio_bytes)),
+            max_pixels=int(_number(given, "MT_MAX_PIXELS", default.max_pixels)),
+            max_audio_s=_number(given, "MT_MAX_AUDIO_S", default.max_audio_s),
+            max_result_bytes=int(_number(given, "MT_MAX_RESULT_BYTES", default.max_result_bytes)),
+            fetch_s=_number(given, "MT_FETCH_S", default.fetch_s),
+            job_s=_number(given, "MT_JOB_S", default.job_s),
+            token=given.get("MT_TOKEN"),
+        )
+
+
+def _items(given: Mapping[str, str], key: str) -> list[str]:
+    return [item.strip() for item in given.get(key, "").split(",") if item.strip()]
+
+
+def _path(given: Mapping[str, str], key: str) -> Path | None:
+    return Path(given[key]) if key in given else None
+
+
+def _number(given: Mapping[str, str], key: str, default: float) -> float:
+    if key not in given:
+        return default
+    try:
+        value = float(given[key])
+    except ValueError:
+        value = -1
+    if not 0 < value < float("inf"):
+        msg = f"{key}={given[key]!r} is not a positive number"
+        raise SettingsError(msg)
+    return value
+
+
+def _network(text: str) -> Network:
+    try:
+        return ipaddress.ip_network(text)
+    except ValueError as error:
+        msg = f"MT_ALLOW_ADDRESSES: {error}"
+        raise SettingsError(msg) from error
+
+
+def _lora(text: str) -> Lora:
+    file, colon, scale = text.rpartition(":")
+    if not colon:
+        return Lora(file=Path(text))
+    try:
+        return Lora(file=Path(file), scale=float(scale))
+    except ValueError as error:
+        msg = f"MT_LORA: {text!r} is not FILE[:SCALE]"
+        raise SettingsError(msg) from error

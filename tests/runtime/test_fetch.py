@@ -1,0 +1,184 @@
+"""Downloads: what is fetched, and every way in which a stranger's URL is turned away."""
+
+from __future__ import annotations
+
+import http.server
+import ipaddress
+import socket
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from multitalk_runtime.errors import Fault
+from multitalk_runtime.fetch import fetch_url
+from multitalk_runtime.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+LOOPBACK = (ipaddress.ip_network("127.0.0.0/8"), ipaddress.ip_network("::1/128"))
+OPEN = Settings(allow_addresses=LOOPBACK, fetch_s=5)
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Answers by path."""
+
+    seen: list[tuple[str, dict[str, str]]]
+
+    def do_GET(self) -> None:
+        self.server.seen.append((self.path, dict(self.headers)))  # type: ignore[attr-defined]
+        kind, _, rest = self.path.lstrip("/").partition("/")
+        if kind == "ok":
+            self._answer(200, b"x" * int(rest or 10))
+        elif kind == "status":
+            self._answer(int(rest), b"no")
+        elif kind == "to":
+            self.send_response(302)
+            self.send_header("Location", rest.replace("|", "/"))
+            self.end_headers()
+        elif kind == "loop":
+            self.send_response(302)
+            self.send_header("Location", f"/loop/{int(rest or 0) + 1}")
+            self.end_headers()
+        elif kind == "short":
+            self.send_response(200)
+            self.send_header("Content-Length", "1000")
+            self.end_headers()
+            self.wfile.write(b"y" * 10)
+        elif kind == "endless":
+            self.send_response(200)
+            self.end_headers()
+            for _ in range(1000):
+                self.wfile.write(b"z" * 1000)
+        elif kind == "slow":
+            self.send_response(200)
+            self.send_header("Content-Length", "1000")
+            self.end_headers()
+            for _ in range(40):
+                self.wfile.write(b"s")
+                self.wfile.flush()
+                time.sleep(0.1)
+
+    def _answer(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[http.server.ThreadingHTTPServer]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        running.seen = []  # type: ignore[attr-defined]
+        running.url = f"http://127.0.0.1:{running.server_port}"  # type: ignore[attr-defined]
+        thread = threading.Thread(target=running.serve_forever, daemon=True)
+        thread.start()
+        yield running
+        running.shutdown()
+
+
+def refused(url: str, target: Path, settings: Settings = OPEN, max_bytes: int = 1000) -> str:
+    with pytest.raises(Fault) as raised:
+        fetch_url(url, target, max_bytes=max_bytes, settings=settings, field="image")
+    assert raised.value.field == "image"
+    assert raised.value.hint
+    assert not target.exists(), "a failed download left a file"
+    return raised.value.code
+
+
+def test_a_file_is_fetched_also_behind_redirects(server: Any, tmp_path: Path) -> None:
+    assert (
+        fetch_url(f"{server.url}/ok/999", tmp_path / "a", max_bytes=1000, settings=OPEN, field="image") == 999
+    )
+    moved = f"{server.url}/to/|to||ok|5"
+    assert fetch_url(moved, tmp_path / "b", max_bytes=1000, settings=OPEN, field="image") == 5
+    assert (tmp_path / "b").read_bytes() == b"x" * 5
+
+
+def test_nothing_of_the_worker_is_sent(server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    fetch_url(f"{server.url}/ok", tmp_path / "a", max_bytes=1000, settings=OPEN, field="image")
+    ((_, headers),) = server.seen
+    assert set(headers) == {"Host", "User-Agent", "Accept", "Accept-Encoding"}
+
+
+@pytest.mark.parametrize(
+    ("path", "code"),
+    [
+        ("/ok/1001", "too_large.bytes"),
+        ("/endless", "too_large.bytes"),
+        ("/status/404", "fetch.status"),
+        ("/status/500", "fetch.status"),
+        ("/loop", "fetch.redirects"),
+        ("/short", "fetch.truncated"),
+        ("/to/ftp:||127.0.0.1|x", "forbidden.scheme"),
+        ("/to/file:|||etc|passwd", "forbidden.scheme"),
+        ("/to/http:||169.254.169.254|latest", "forbidden.address"),
+        ("/to/http:||10.0.0.1|", "forbidden.address"),
+    ],
+)
+def test_what_a_server_may_not_do(server: Any, tmp_path: Path, path: str, code: str) -> None:
+    assert refused(server.url + path, tmp_path / "a") == code
+
+
+def test_a_slow_server_is_given_up_at_the_limit(server: Any, tmp_path: Path) -> None:
+    limit = Settings(allow_addresses=LOOPBACK, fetch_s=1)
+    assert refused(f"{server.url}/slow", tmp_path / "a", limit) == "fetch.timeout"
+
+
+@pytest.mark.parametrize(
+    ("url", "code"),
+    [
+        ("http://127.0.0.1/", "forbidden.address"),
+        ("http://localhost/", "forbidden.address"),
+        ("http://[::1]/", "forbidden.address"),
+        ("http://0.0.0.0/", "forbidden.address"),
+        ("http://10.1.2.3/", "forbidden.address"),
+        ("http://192.168.0.1/", "forbidden.address"),
+        ("http://172.16.0.1/", "forbidden.address"),
+        ("http://169.254.169.254/latest/meta-data", "forbidden.address"),
+        ("http://100.64.0.1/", "forbidden.address"),
+        ("http://224.0.0.1/", "forbidden.address"),
+        ("http://[::ffff:127.0.0.1]/", "forbidden.address"),
+        ("http://[::ffff:169.254.169.254]/", "forbidden.address"),
+        ("http://[2002:7f00:1::]/", "forbidden.address"),
+        ("http://[fe80::1]/", "forbidden.address"),
+        ("http://[fd00::1]/", "forbidden.address"),
+        ("http://2130706433/", "forbidden.address"),
+        ("http://0x7f.1/", "forbidden.address"),
+        ("http://user:secret@127.0.0.1/", "forbidden.option"),
+        ("ftp://127.0.0.1/", "forbidden.scheme"),
+        ("file:///etc/passwd", "forbidden.scheme"),
+        ("gopher://127.0.0.1/", "forbidden.scheme"),
+        ("http:///nowhere", "fetch.unreachable"),
+        ("http://127.0.0.1:99999/", "fetch.unreachable"),
+        ("http://[broken/", "fetch.unreachable"),
+        ("http://127.0.0.1/a b", "fetch.unreachable"),
+    ],
+)
+def test_without_the_operators_leave_nothing_inside_is_reached(tmp_path: Path, url: str, code: str) -> None:
+    assert refused(url, tmp_path / "a", Settings(fetch_s=5)) == code
+
+
+def test_a_closed_port_is_unreachable(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    assert refused(f"http://127.0.0.1:{port}/", tmp_path / "a") == "fetch.unreachable"
+
+
+def test_a_name_that_leads_inside_is_refused_even_beside_a_public_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def both(*_: object, **__: object) -> list[Any]:
+        return [(2, 1, 6, "", (address, 80)) for address in ("93.184.216.34", "127.0.0.1")]
+
+    monkeypatch.setattr(socket, "getaddrinfo", both)
+    assert refused("http://rebind.example/", tmp_path / "a", Settings(fetch_s=2)) == "forbidden.address"
