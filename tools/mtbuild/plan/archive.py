@@ -9,6 +9,7 @@ import zlib
 from typing import TYPE_CHECKING, Protocol
 
 from mtbuild.errors import InfrastructureError
+from mtbuild.plan.fetch import NoRanges
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,9 +38,15 @@ class Archive(Protocol):
 class RemoteArchive:
     """A zip behind HTTP Range. Raises fetch.NoRanges where the server has none."""
 
-    def __init__(self, fetcher: Fetcher, url: str) -> None:
+    def __init__(self, fetcher: Fetcher, url: str, *, size: int | None = None) -> None:
         self._fetcher, self._url = fetcher, url
-        tail = fetcher.range(url, -_TAIL, -1)
+        try:
+            tail = fetcher.range(url, -_TAIL, -1)
+        except NoRanges:
+            if size is None:
+                raise
+            # Some servers count from the start only; the page tells where the end is.
+            tail = fetcher.range(url, max(0, size - _TAIL), size - 1)
         if tail.total is None:
             msg = f"a range of {url.rpartition('/')[2]} came without Content-Range"
             raise InfrastructureError(msg, fix="check the index; its answers break RFC 9110")

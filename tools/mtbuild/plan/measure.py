@@ -38,7 +38,7 @@ def main() -> None:
         links |= {link.filename: link for version, link in usable(versions, target) if version >= _SINCE}
 
     def measure(link: Link) -> tuple[Link, str, tuple[str, ...]]:
-        archive = RemoteArchive(index.fetcher, link.url)
+        archive = RemoteArchive(index.fetcher, link.url, size=link.size)
         local, _ = members.torch_cuda(archive.read("torch/version.py").decode())
         sass = native.sass_of(archive.pieces(ARCHS_MEMBER))
         sys.stderr.write(f"{link.filename}: {' '.join(sass)}\n")

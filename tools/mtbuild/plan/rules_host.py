@@ -64,7 +64,7 @@ def flash_window(cell: Cell, facts: CellFacts) -> Iterator[Finding]:
         severity="note" if window.guarded else "refused",
         message=f"xformers {xformers.version} accepts flash-attn {span}; with {pinned} it {after}",
         source=f"{xformers.filename}: xformers/ops/fmha/flash.py: {window.text}",
-        fix=f"pin flash-attn {window.last}, or leave it out (the model here does not need it)",
+        fix=f"pin flash-attn {span}, or leave it out (the model here does not need it)",
     )
 
 

@@ -11,6 +11,7 @@ from mtbuild.plan.floors import numpy_window
 from mtbuild.plan.pairs import worst
 from mtbuild.plan.requires import conflicts, target_of, wishes
 from mtbuild.plan.select import specifiers
+from mtbuild.plan.tags import admits_python
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,17 +58,23 @@ def _no_wheel(cell: Cell, gone: Missing) -> tuple[str, str]:
             "take a base with a newer C library: glibc 2.28 (Debian 10, RHEL 8) or later carries this family",
         )
     pythons = _span(gone.pythons) or "none on this platform"
-    fix = f"take Python {gone.pythons[-1]}" if gone.pythons else "take another version"
-    if gone.name not in {"numpy"} and gone.versions:
-        fix += f", or a {gone.name} that has wheels for {cell.python}: {', '.join(gone.versions[:3])}"
+    fix = f"take Python {_nearest(gone.pythons, cell.python)}" if gone.pythons else "take another version"
+    if gone.name == "torch" and gone.versions:  # triton and xformers follow torch, so no other of them helps
+        fix += f", or a torch that has wheels for {cell.python}: {', '.join(gone.versions[:3])}"
     return f"{what} has no wheel for Python {cell.python} ({target.interpreter}), only for {pythons}", fix
+
+
+def _nearest(pythons: tuple[str, ...], python: str) -> str:
+    """The smallest step from what the cell has; the older one of two."""
+    here = Version(python).minor
+    return min(pythons, key=lambda text: (abs(Version(text).minor - here), Version(text).minor))
 
 
 def requires_python(cell: Cell, facts: CellFacts) -> Iterator[Finding]:
     """1: Requires-Python, where the tags alone (`py3-none-any`, abi3) would admit too much."""
     for wheel in facts.wheels:
         asked = wheel.requires_python
-        if asked and not specifiers(asked).contains(f"{cell.python}.99"):
+        if not admits_python(asked, cell.python):
             yield Finding(
                 rule="requires-python",
                 severity="refused",

@@ -9,7 +9,7 @@ from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import InvalidVersion, Version
 
 from mtbuild.errors import InputError, did_you_mean
-from mtbuild.plan.tags import Target, best_wheel, pythons_of
+from mtbuild.plan.tags import Target, admits_python, best_wheel, pythons_of
 
 if TYPE_CHECKING:
     from mtbuild.plan.index import Index, Link
@@ -85,7 +85,7 @@ def choose(index: Index, project: str, pin: str, target: Target) -> Choice:
         # A yanked file is taken only where its version is named exactly, by PEP 592.
         files = [link for link in versions[version] if exact or not link.yanked]
         link = best_wheel(files, target)
-        if link is not None and _python_fits(link, target):
+        if link is not None and admits_python(link.requires_python, target.python):
             return Choice(link=link)
     return Choice(missing=_why(project, pin, admitted, versions, target))
 
@@ -97,7 +97,7 @@ def usable(versions: dict[Version, list[Link]], target: Target) -> tuple[tuple[V
         if version.is_prerelease:
             continue
         link = best_wheel([f for f in files if not f.yanked], target)
-        if link is not None and _python_fits(link, target):
+        if link is not None and admits_python(link.requires_python, target.python):
             found.append((version, link))
     return tuple(found)
 
@@ -120,19 +120,13 @@ def _why(
         why=why,
         pythons=pythons or pythons_of(wheels, target, glibc=_MODERN),
         versions=others,
-        tags=tuple(sorted({link.filename.removesuffix(".whl").rpartition("-")[2] for link in wheels})),
+        tags=tuple(sorted({tag for link in wheels if (tag := _platform_tag(link)).endswith(target.machine)})),
         requires_python=next((link.requires_python for link in files if link.requires_python), None),
     )
 
 
-def _python_fits(link: Link, target: Target) -> bool:
-    """`data-requires-python` of the page; unreadable ones don't exclude, as in pip."""
-    if not link.requires_python:
-        return True
-    try:
-        return SpecifierSet(link.requires_python).contains(f"{target.python}.99", prereleases=True)
-    except InvalidSpecifier:
-        return True
+def _platform_tag(link: Link) -> str:
+    return link.filename.removesuffix(".whl").rpartition("-")[2]
 
 
 def _is_version(pin: str) -> bool:

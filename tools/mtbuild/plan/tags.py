@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.tags import Tag, compatible_tags, cpython_tags
 from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 from packaging.version import InvalidVersion, Version
@@ -17,12 +19,13 @@ if TYPE_CHECKING:
 
     from mtbuild.plan.index import Link
 
-__all__ = ["Target", "best_wheel", "by_version", "pythons_of", "version_of"]
+__all__ = ["Target", "admits_python", "best_wheel", "by_version", "pythons_of", "version_of"]
 
 _MACHINES = {"linux/amd64": "x86_64", "linux/arm64": "aarch64"}
 # Older names of the same platforms, by PEP 600.
 _LEGACY = {(2, 17): "manylinux2014", (2, 12): "manylinux2010", (2, 5): "manylinux1"}
 _OLDEST_MINOR = 5
+_FIRST_PYTHON, _NEWEST_PYTHON = 8, 14
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,10 +138,23 @@ def best_wheel(links: Iterable[Link], target: Target) -> Link | None:
 
 def pythons_of(links: Iterable[Link], target: Target, *, glibc: str | None = None) -> tuple[str, ...]:
     """Pythons ("3.9", …) for which one of these files is a usable wheel on the target's platform."""
-    names = list(links)
+    files = list(links)
+    # An abi3 or py3 wheel fits every later Python; those that nobody has released yet are no help.
+    named = [int(minor) for link in files for minor in re.findall(r"cp3(\d+)", link.filename)]
     found = []
-    for minor in range(8, 20):
+    for minor in range(_FIRST_PYTHON, max([*named, _NEWEST_PYTHON]) + 1):
         there = Target(python=f"3.{minor}", platform=target.platform, glibc=glibc or target.glibc)
-        if best_wheel(names, there) is not None:
+        link = best_wheel(files, there)
+        if link is not None and admits_python(link.requires_python, there.python):
             found.append(there.python)
     return tuple(found)
+
+
+def admits_python(requires_python: str | None, python: str) -> bool:
+    """Requires-Python against "3.11" (any patch of it); an unreadable one doesn't exclude, as in pip."""
+    if not requires_python:
+        return True
+    try:
+        return SpecifierSet(requires_python).contains(f"{python}.99", prereleases=True)
+    except InvalidSpecifier:
+        return True

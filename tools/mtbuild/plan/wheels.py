@@ -153,7 +153,7 @@ class Wheels:
         from mtbuild.plan.fetch import NoRanges
 
         try:
-            remote = RemoteArchive(self.index.fetcher, link.url)
+            remote = RemoteArchive(self.index.fetcher, link.url, size=link.size)
         except NoRanges:
             pass
         else:
