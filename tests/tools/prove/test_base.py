@@ -17,7 +17,7 @@ from mtbuild.paths import Paths
 from mtbuild.plan.cell import Base
 from mtbuild.proc import run
 from mtbuild.prove import base, debian, embedded
-from mtbuild.prove.engine import Engine, connect
+from mtbuild.prove.engine import Engine, connect, retire
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -108,9 +108,11 @@ def own(tmp_path_factory: pytest.TempPathFactory, shared: Paths) -> Iterator[tup
 
 
 @pytest.fixture(scope="module")
-def reference(own: tuple[Paths, str], engine: Engine) -> Reference:
+def reference(own: tuple[Paths, str], engine: Engine) -> Iterator[Reference]:
     paths, registry = own
-    return base.ensure_base(BOOKWORM, engine=engine, registry=registry, paths=paths)
+    made = base.ensure_base(BOOKWORM, engine=engine, registry=registry, paths=paths)
+    yield made
+    retire(engine, [made])
 
 
 @pytest.mark.engine
