@@ -45,6 +45,13 @@ CUTS: dict[str, Cut] = {
         strip=("triton/_C/libtriton.so",),
     ),
     "xformers": Cut(strip=("xformers/*.so", "xformers/flash_attn_3/*.so")),
+    # Opened by CUPTI only to read hardware counters and to save a GPU's state; torch's profiler does neither.
+    "nvidia-cuda-cupti-cu12": Cut(
+        remove=(
+            "nvidia/cuda_cupti/lib/libcheckpoint.so nvidia/cuda_cupti/lib/libnvperf_*.so",
+            "nvidia/cuda_cupti/lib/libpcsamplingutil.so",
+        )
+    ),
     # Linked by nothing in torch, xformers or triton (no DT_NEEDED names it, nothing opens it by name):
     # the multi-GPU variant of the dense solver.
     "nvidia-cusolver-cu12": Cut(remove=("nvidia/cusolver/lib/libcusolverMg.so*",)),

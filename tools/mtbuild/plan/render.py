@@ -30,18 +30,23 @@ LAYER_EPOCH = 1735689600  # 2025-01-01, as in the base: one for all cells, or th
 _TEMPLATES = Path(__file__).parents[3] / "templates"
 
 _SYSTEM = ("ca-certificates", "ffmpeg", "python3")
-# ffmpeg's packages bring a display stack that a container without a display never opens: Mesa's drivers and
-# LLVM are loaded by name when a window is made, so nothing fails to start without them.
+# ffmpeg's packages bring a display stack and Intel's media driver. Mesa's drivers (with LLVM and Z3) and the
+# media driver are loaded by name when a window or such a device is opened, which never happens here.
 _SYSTEM_WITHOUT = (
     "/usr/lib/x86_64-linux-gnu/dri/*",
     "/usr/lib/x86_64-linux-gnu/libLLVM*",
+    "/usr/lib/x86_64-linux-gnu/libmfxhw64*",
+    "/usr/lib/x86_64-linux-gnu/libz3*",
+    "/usr/lib/x86_64-linux-gnu/mfx/*",
+    "/usr/share/X11/*",
     "/usr/share/icons/*",
     "/usr/share/sounds/*",
     "/usr/share/fonts/*",
 )
-_COMPILER = ("g++", "gcc", "libc6-dev", "python3-dev")
+_COMPILER = ("g++", "gcc", "libc6-dev", "libpython3-dev")  # python3-dev adds only documents and tools
 # Link-time optimisation, sanitizers, static libraries: Triton's stubs and inductor's code use none of them.
 _COMPILER_WITHOUT = (
+    "/usr/bin/*lto-dump*",
     "/usr/lib/gcc/x86_64-linux-gnu/*/lto1",
     "/usr/lib/gcc/x86_64-linux-gnu/*/lib*san*",
     "/usr/lib/x86_64-linux-gnu/lib*san.so*",

@@ -124,7 +124,7 @@ def fill(
 ) -> None:
     """Put what BuildKit's cache lacks of the lock's wheels into it; download first what is missing here."""
     there = _listed(engine, base, log)
-    missing = [wheel for wheel in lock.wheels if there.get(wheel.filename) != wheel.size]
+    missing = [wheel for wheel in lock.wheels if there.get(f"{wheel.sha256}/{wheel.filename}") != wheel.size]
     if not missing:
         return
     download(lock, paths.wheels, note=note)
@@ -147,20 +147,25 @@ def fill(
 
 def _fill_dockerfile(wheels: Sequence[LockedWheel]) -> str:
     mounts = " ".join(
-        f"--mount=type=bind,from=wheels,source={wheel.sha256}/{wheel.filename},target=/in/{wheel.filename}"
+        f"--mount=type=bind,from=wheels,source={wheel.sha256}/{wheel.filename},"
+        f"target=/in/{wheel.sha256}/{wheel.filename}"
         for wheel in wheels
     )
-    copy = 'for file in /in/*; do cp "$file" /w/.new && mv /w/.new "/w/${file##*/}" || exit 1; done'
+    # By hash, as here; each under its name only when it is whole.
+    copy = (
+        "set -e; cd /in; for file in */*.whl; do "
+        'mkdir -p "/w/${file%/*}"; cp "$file" /w/.new; mv /w/.new "/w/$file"; done'
+    )
     mount = f"--mount=type=cache,id={CACHE_ID},target=/w,sharing=locked"
     return f"ARG BASE\nFROM ${{BASE}}\nRUN --network=none {mount} {mounts} {copy}\n"
 
 
 def _listed(engine: Engine, base: Reference, log: Path) -> dict[str, int]:
-    """File names and sizes in BuildKit's cache; a random argument makes it look anew."""
+    """`hash/name` and size of the files in BuildKit's cache; a random argument makes it look anew."""
     dockerfile = (
         "ARG BASE\nFROM ${BASE} AS list\nARG NONCE\n"
         f"RUN --network=none --mount=type=cache,id={CACHE_ID},target=/w "
-        ': "$NONCE" && find /w -name "*.whl" -printf "%f %s\\n" > /wheels.txt\n'
+        ': "$NONCE" && find /w -name "*.whl" -printf "%P %s\\n" > /wheels.txt\n'
         "FROM scratch\nCOPY --from=list /wheels.txt /\n"
     )
     with tempfile.TemporaryDirectory(prefix="mtbuild-list-") as temporary:
