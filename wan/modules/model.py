@@ -187,7 +187,7 @@ class WanModel(nn.Module):
             msg = f"latents (with y) have {x.shape[1]} channels, the model takes {self.in_dim}"
             raise ValueError(msg)
         tokens = self.patch_embedding(x.to(self.dtype))  # [B, C, T, H, W]
-        return tokens.flatten(2).transpose(1, 2), tuple(tokens.shape[2:])
+        return tokens.flatten(2).transpose(1, 2).contiguous(), tuple(tokens.shape[2:])
 
     def unpatchify(self, x: Tensor, grid: Grid) -> Tensor:
         """Head output [B, L, patch·out_dim] → [B, out_dim, T, h, w]; a token holds (pt, ph, pw, channel)."""
