@@ -71,14 +71,14 @@ def _tags(python: str, machine: str, glibc: str) -> dict[Tag, int]:
 def _platforms(machine: str, glibc: str) -> list[str]:
     """`manylinux_2_36_x86_64` and everything older; built here: packaging knows only its host's."""
     parsed = Version(glibc)
-    names = []
+    names = [f"linux_{machine}"]  # first, as in packaging and pip
     for minor in range(parsed.minor, _OLDEST_MINOR - 1, -1):
         names.append(f"manylinux_{parsed.major}_{minor}_{machine}")
         legacy = _LEGACY.get((parsed.major, minor))
         # manylinux1 and 2010 were only ever defined for Intel machines
         if legacy is not None and (machine == "x86_64" or minor >= 17):
             names.append(f"{legacy}_{machine}")
-    return [*names, f"linux_{machine}"]
+    return names
 
 
 @lru_cache(maxsize=16384)
