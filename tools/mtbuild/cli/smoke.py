@@ -101,28 +101,33 @@ def _cell(app: App, name: str) -> Cell:
 
 
 def _sign(app: App, report: SmokeReport, cell: Cell | None, out: Path) -> None:
+    from mtbuild.prove.build import builds_of
     from mtbuild.publish import evidence
     from mtbuild.publish.keys import Keys
 
     keys = Keys.ensure(app.paths.keys)
-    evidence.sign(evidence.statement(report, cell), keys.own).write(out)
+    known = builds_of(app.paths, cell.id) if cell is not None else ()
+    build = next((one for one in known if one.ref.digest == report.digest), None)
+    evidence.sign(evidence.statement(report, cell, build=build), keys.own).write(out)
     app.note(f"evidence: {out}")
 
 
 def _show(report: SmokeReport, file: Path) -> None:
-    click.echo(f"{report.ref} ({report.cell_name or 'no cell'}), tier {report.tier}: {_verdict(report)}")
+    verdict = f"passed ({len(report.required)} required checks)" if report.passed() else "not passed"
+    click.echo(f"{report.ref} ({report.cell_name or 'no cell'}), tier {report.tier}: {verdict}")
+    seen: dict[tuple[str, str, str], list[str]] = {}
     for result in report.results:
-        if result.status in ("passed", "skipped"):
+        seen.setdefault((result.check, result.status, result.message), []).append(result.user)
+    for (check, status, message), users in seen.items():
+        if status in ("passed", "skipped"):
             continue
-        click.echo(f"\n{result.check} (as {result.user}): {result.status}: {result.message}")
+        result = next(r for r in report.results if (r.check, r.status, r.message) == (check, status, message))
+        click.echo(f"\n{check} (as {', '.join(users)}): {status}: {message}")
         if result.diagnosis:
             click.echo(f"  why: {result.diagnosis}")
         if result.fix:
             click.echo(f"  fix: {result.fix}")
+    for line in report.problems:
+        if line.split(" ")[0] not in {check for check, _, _ in seen}:  # of the run, not of a check
+            click.echo(f"\n{line}")
     click.echo(f"\nreport: {file}")
-
-
-def _verdict(report: SmokeReport) -> str:
-    if report.passed():
-        return f"passed ({len(report.required)} required checks)"
-    return "not passed\n" + "\n".join(f"  ✗ {line}" for line in report.problems)

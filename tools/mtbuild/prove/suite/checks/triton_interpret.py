@@ -46,7 +46,7 @@ def _cause(text: str) -> dict:
     """Why, as far as it is known. numpy 2.5 with Triton 3.6 was met on a real host."""
     if "0-dimensional arrays can be converted" in text:
         return {
-            "diagnosis": "numpy is too new for this Triton: its interpreter makes numbers of 1-element arrays",
+            "diagnosis": "numpy is too new for Triton: its interpreter makes numbers of 1-element arrays",
             "fix": "lock numpy below 2, as MultiTalk needs anyway",
         }
     return {
