@@ -144,7 +144,7 @@ def _sdpa(
             with sdpa_kernel(getattr(SDPBackend, _SDPA[kernel])):
                 out = F.scaled_dot_product_attention(q, k, v, scale=scale, is_causal=causal)
         except RuntimeError as e:
-            if "No available kernel" not in str(e):
+            if "No available kernel" not in str(e) and "No viable backend" not in str(e):
                 raise
             msg = (
                 f"attention backend {asked!r} means kernel {kernel!r}, which refuses q {tuple(q.shape)} "

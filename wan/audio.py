@@ -31,7 +31,7 @@ def loudness_norm(audio: np.ndarray, sr: int = SAMPLE_RATE, lufs: float = TARGET
     import pyloudnorm
 
     if len(audio) < MIN_SECONDS * sr:
-        msg = f"the audio has {len(audio) / sr:.2f} s; at least {MIN_SECONDS} s are needed to measure its loudness"
+        msg = f"the audio has {len(audio) / sr:.2f} s; its loudness needs at least {MIN_SECONDS} s"
         raise ValueError(msg)
     if not np.isfinite(audio).all():
         msg = "the audio has samples that are not finite (NaN or infinite)"

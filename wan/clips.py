@@ -65,9 +65,7 @@ def plan_clips(
 def _check(speech_frames: int, frame_num: int, motion_frame: int, max_frames: int) -> None:
     for name, value in (("frame_num", frame_num), ("motion_frame", motion_frame)):
         if value < 1 or (value - 1) % 4:
-            msg = (
-                f"{name} is {value}; the video model takes 4·n + 1 frames, e.g. {max(1, value // 4 * 4 + 1)}"
-            )
+            msg = f"{name} is {value}; it must be 4·n + 1, for example {max(1, value // 4 * 4 + 1)}"
             raise ValueError(msg)
     if frame_num < 5:
         msg = f"frame_num is {frame_num}; at least 5 frames are needed"
@@ -76,7 +74,5 @@ def _check(speech_frames: int, frame_num: int, motion_frame: int, max_frames: in
         msg = f"motion_frame {motion_frame} must be less than frame_num {frame_num}"
         raise ValueError(msg)
     if speech_frames < 1 or max_frames < 1:
-        msg = (
-            f"speech of {speech_frames} frames and at most {max_frames} frames of video leave nothing to make"
-        )
+        msg = f"nothing to make: speech of {speech_frames} frames, video of at most {max_frames}"
         raise ValueError(msg)

@@ -24,6 +24,7 @@ from .configs import WanConfig
 from .guidance import ApgOptions, Guidance
 from .parts import Parts, load_parts
 from .pipeline_steps import (
+    DEFAULT,
     OFFICIAL,
     Branches,
     Options,
@@ -50,6 +51,10 @@ __all__ = [
 ]
 
 
+# Of a 720p clip: tokens, hidden layer, kept keys and values, and the VAE's widest layer.
+ACTIVATION_BYTES = 20 * 2**30
+
+
 class MultiTalkPipeline:
     """The loaded models and how to run them. `generate` may be called any number of times; calls share no
     state.
@@ -57,8 +62,8 @@ class MultiTalkPipeline:
     checkpoint_dir holds the Wan2.1 image-to-video folder and, in it or in `audio_dir`,
     `multitalk.safetensors`; it is only read. `device_id` is this process's GPU; `device` overrides it (for
     example "cpu"). `use_usp` spreads each pass over all processes, `cfg_parallel` the guidance passes first.
-    `attention` names a backend of `wan.attention_backends`. `init_on_cpu` is accepted and means nothing:
-    weights go straight where they are used.
+    `kernels` is "eager" or "fused". `attention` names a backend of `wan.attention_backends`. `init_on_cpu` is
+    accepted and means nothing: weights go straight where they are used.
     """
 
     def __init__(
@@ -82,6 +87,7 @@ class MultiTalkPipeline:
         audio_dir: str | Path | None = None,
         device: str | torch.device | None = None,
         attention: str = "sdpa",
+        kernels: str = "eager",
         cfg_parallel: bool = False,
     ) -> None:
         device = torch.device(device or f"cuda:{device_id}")
@@ -98,6 +104,7 @@ class MultiTalkPipeline:
             t5_fsdp=t5_fsdp,
             dit_fsdp=dit_fsdp,
             attention=attention,
+            kernels=kernels,
         )
         self._setup(config, parts, device, rank, num_timesteps, use_timestep_transform, BUCKETS)
         if use_usp or cfg_parallel:
@@ -186,7 +193,7 @@ class MultiTalkPipeline:
         color_correction_strength: float = 0.0,
         extra_args: Any = None,
         *,
-        parity: Parity = Parity(),
+        parity: Parity = DEFAULT,
         on_progress: ProgressCallback | None = None,
         cancelled: Callable[[], bool] | None = None,
         on_frames: Callable[[Tensor], None] | None = None,
@@ -197,7 +204,8 @@ class MultiTalkPipeline:
         input_data: prompt; cond_image, a path or PIL image; cond_audio {"person1": …[, "person2": …]},
         embeddings [N, 12, 768] of `wan.audio.speech_embedding` or paths of saved ones; bbox, optional with
         two people. `max_frames_num` up to `frame_num` makes one clip, more streams clips that share
-        `motion_frame` frames. An empty `n_prompt` takes the configuration's. `extra_args` may have
+        `motion_frame` frames. With `offload_model` networks wait in RAM while others run, if they do not all
+        fit on the GPU. An empty `n_prompt` takes the configuration's. `extra_args` may have
         use_teacache, teacache_thresh, use_apg, apg_momentum, apg_norm_threshold. `on_progress(step, total,
         stage)` replaces the bar; `cancelled()` is asked between steps; `on_frames` gets every clip's new
         frames [3, f, H, W] at once, for an encoder to write.
@@ -312,12 +320,23 @@ class MultiTalkPipeline:
     def _on_device(self, part: Any, offload: bool) -> Iterator[None]:
         """Hold a part's network on the device; with `offload`, only for this long."""
         module = getattr(part, "model", None)
-        moves = offload and isinstance(module, nn.Module) and self.device.type == "cuda"
-        if moves:
-            module.to(self.device)
-        yield
-        if moves:
+        if not offload or not isinstance(module, nn.Module) or self._all_fits():
+            yield
+            return
+        module.to(self.device)
+        try:
+            yield
+        finally:
             module.to("cpu")
+
+    def _all_fits(self) -> bool:
+        """Whether all networks and a clip's activations fit on the device together: then nothing moves."""
+        if self.device.type != "cuda":
+            return True
+        parts = (self.parts.model, *(getattr(p, "model", None) for p in self.parts.encoders))
+        tensors = (t for part in parts if isinstance(part, nn.Module) for t in part.state_dict().values())
+        total = torch.cuda.get_device_properties(self.device).total_memory
+        return sum(t.nbytes for t in tensors) + ACTIVATION_BYTES < total
 
     def _generator(self, seed: int, parity: Parity) -> torch.Generator:
         seed = seed if seed >= 0 else random.randint(0, sys.maxsize)  # noqa: S311 - a seed, not a secret

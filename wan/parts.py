@@ -13,7 +13,9 @@ from torch import nn
 
 from .attention_backends import AttentionBackend
 from .configs import WanConfig
+from .fuse import join_qkv
 from .modules.multitalk_model import WanModel
+from .modules.ops import EAGER, Ops
 
 
 @dataclass(kw_only=True)
@@ -27,6 +29,10 @@ class Parts:
     text_encoder: Any
     image_encoder: Any
     t5_cpu: bool = False
+
+    @property
+    def encoders(self) -> tuple[Any, Any, Any]:
+        return self.vae, self.text_encoder, self.image_encoder
 
 
 def load_parts(
@@ -43,8 +49,11 @@ def load_parts(
     t5_fsdp: bool = False,
     dit_fsdp: bool = False,
     attention: str = "sdpa",
+    kernels: str = "eager",
 ) -> Parts:
     """Read everything from `checkpoint_dir` (audio weights also from `audio_dir`), in `config`'s dtypes.
+
+    kernels: "eager" is plain PyTorch; "fused" runs `wan.kernels` and joins the linears of self-attention.
 
     Raises ValueError for options that exclude each other and `wan.loading.CheckpointError` for files.
     """
@@ -52,7 +61,8 @@ def load_parts(
     from .modules.t5 import T5EncoderModel
     from .modules.vae import WanVAE
 
-    backend = AttentionBackend(name=attention)  # before hours of reading, not after
+    # Before minutes of reading, not after.
+    backend, ops = AttentionBackend(name=attention), _ops(kernels)
     if quant and (dit_fsdp or t5_fsdp):
         msg = f"quant={quant!r} and FSDP exclude each other: quantised weights are not sharded"
         raise ValueError(msg)
@@ -81,10 +91,23 @@ def load_parts(
         target = torch.device("cpu") if dit_fsdp else device
         model = WanModel.from_pretrained(folder, extra=extra, dtype=config.param_dtype, device=target)
         _merge(model, lora_files, lora_scales, config.param_dtype)
-    model = model.eval().requires_grad_(False).use(attention=backend)
+    model = model.eval().requires_grad_(False).use(attention=backend, ops=ops)
     if dit_fsdp:
         model = _shard(model, device=device)
+    elif kernels == "fused":
+        join_qkv(model)
     return Parts(model=model, vae=vae, text_encoder=text_encoder, image_encoder=image_encoder, t5_cpu=t5_cpu)
+
+
+def _ops(kernels: str) -> Ops:
+    if kernels == "eager":
+        return EAGER
+    if kernels != "fused":
+        msg = f"kernels {kernels!r} is neither 'eager' nor 'fused'"
+        raise ValueError(msg)
+    from .kernels.ops import FUSED
+
+    return FUSED
 
 
 def _shard(model: nn.Module, device: torch.device) -> nn.Module:

@@ -20,6 +20,7 @@ from .audio import audio_windows, extend_reversed
 from .clips import Clip, ClipPlan, plan_clips
 from .color import match_and_blend_colors
 from .guidance import ApgOptions, Guidance
+from .modules.multitalk_model import StepShare
 from .modules.teacache import TeaCache
 from .preprocess import BUCKETS, Buckets, choose_bucket, resize_and_centercrop, speaker_masks, to_latent_masks
 from .progress import Reporter
@@ -49,6 +50,7 @@ class Parity:
     seed_globals: bool = False
 
 
+DEFAULT = Parity()
 OFFICIAL = Parity(streaming_length=True, seed_globals=True)
 
 
@@ -85,7 +87,7 @@ class Options:
             msg = f"face_scale is {self.face_scale}; it is the margin cut off each half, from 0 to below 0.5"
             raise ValueError(msg)
         if self.teacache is not None and self.teacache <= 0:
-            msg = f"the TeaCache threshold is {self.teacache}; it must be positive (leave it out for exact results)"
+            msg = f"the TeaCache threshold is {self.teacache}; it must be positive"
             raise ValueError(msg)
 
 
@@ -165,13 +167,14 @@ def _image(input_data: Mapping[str, Any]) -> Any:
 def _speech(input_data: Mapping[str, Any]) -> list[Tensor]:
     given = _key(input_data, "cond_audio")
     if set(given) not in ({"person1"}, {"person1", "person2"}):
-        msg = f"cond_audio names {', '.join(sorted(given)) or 'nobody'}; it takes person1, or person1 and person2"
+        names = ", ".join(sorted(given)) or "nobody"
+        msg = f"cond_audio names {names}; it takes person1, or person1 and person2"
         raise ValueError(msg)
     speech = [_embedding(f"cond_audio.{name}", given[name]) for name in sorted(given)]
     if len({len(s) for s in speech}) > 1:
         msg = (
-            f"cond_audio: person1 has {len(speech[0])} frames of speech, person2 {len(speech[1])}; both need the same "
-            "(wan.audio.mix pads them)"
+            f"cond_audio: person1 has {len(speech[0])} frames of speech, person2 {len(speech[1])}; "
+            "both need the same (wan.audio.mix pads them)"
         )
         raise ValueError(msg)
     return speech
@@ -325,11 +328,9 @@ def denoise(
         report.stage("denoise")
         model_input = torch.cat((latents, encoded.y[0]))[None]
         time = times.at(i)
+        predict = partial(model.predict, model_input, time, teacache=teacache, step=i, share=StepShare())
         passes = [
-            partial(
-                model.predict, model_input, time, *conditions.of(name), teacache=teacache, step=i, slot=slot
-            )
-            for slot, name in enumerate(guidance.passes)
+            partial(predict, *conditions.of(name), slot=slot) for slot, name in enumerate(guidance.passes)
         ]
         velocity = guidance([v[0] for v in branches(passes)])
         latents = euler_step(latents, velocity, timesteps[i], timesteps[i + 1])
@@ -351,7 +352,7 @@ def _teacache(times: Any, guidance: Guidance, options: Options) -> TeaCache | No
 
 
 def _with_known(latents: Tensor, motion: Tensor | None, t: Tensor, generator: torch.Generator) -> Tensor:
-    """Replace the known latent frames by themselves at noise level t: (1 − u)·motion + u·noise, u = t / 1000."""
+    """The known latent frames replaced by themselves at noise level u = t/1000: (1 − u)·motion + u·noise."""
     if motion is None:
         return latents
     noise = torch.randn(motion.shape, dtype=motion.dtype, device=motion.device, generator=generator)

@@ -161,9 +161,8 @@ def _checked_box(
         raise ValueError(msg)
     if not (0 <= top < bottom <= height and 0 <= left < right <= width):
         msg = (
-            f"bbox of {person} {list(bbox[person])} read as rows {top}…{bottom}, columns {left}…{right} does not "
-            f"lie in the image of {height} rows × {width} columns; coordinates are pixels of the source image, "
-            f"in the order {order!r}"
+            f"bbox of {person} {list(bbox[person])}, read {order!r} as rows {top}…{bottom} and columns "
+            f"{left}…{right}, does not lie in the image of {height} rows × {width} columns (source pixels)"
         )
         raise ValueError(msg)
     return top, left, bottom, right
@@ -178,6 +177,6 @@ def to_latent_masks(masks: Tensor, size: tuple[int, int], latent: tuple[int, int
     small = (F.interpolate(cropped[None], size=latent, mode="nearest")[0] > 0).float()
     for i in range(2):
         if not small[i].any():
-            msg = f"person{i + 1} is outside the picture once it is cropped to {size[0]}×{size[1]}; move the bbox"
+            msg = f"person{i + 1} is outside the picture cropped to {size[0]}×{size[1]}; move the bbox"
             raise ValueError(msg)
     return small

@@ -75,37 +75,27 @@ def save_video_ffmpeg(
     quality: int = 5,
     high_quality_save: bool = False,
 ) -> None:
-    """Write frames [3, T, H, W] in [−1, 1] and the first audio file to `<save_path>.mp4`: one ffmpeg run,
-    H.264 and AAC.
+    """Write frames [3, T, H, W] in [−1, 1] and the first audio file to `<save_path>.mp4`: one ffmpeg run.
 
-    `quality` belonged to an intermediate file that is no longer written. `high_quality_save` encodes visually
-    lossless. Raises RuntimeError with ffmpeg's message when it fails, FileNotFoundError when there is no
-    ffmpeg.
+    H.264 and AAC; the sound is cut to the video. `quality` belonged to an intermediate file that is no longer
+    written; `high_quality_save` encodes visually lossless. Raises `media.MediaError` with ffmpeg's message,
+    or when there is no ffmpeg.
     """
+    from .media import MediaError, ffmpeg
+
     frames = ((gen_video_samples + 1) / 2 * 255).clamp(0, 255).to(torch.uint8)  # truncates, as always
-    channels, count, height, width = frames.shape
+    count, height, width = frames.shape[1:]
     target = Path(f"{save_path}.mp4")
     target.parent.mkdir(parents=True, exist_ok=True)
     crf, preset = ("10", "veryslow") if high_quality_save else ("23", "medium")
     sound_input = ["-i", str(vocal_audio_list[0])] if vocal_audio_list else []
     sound = ["-map", "1:a", "-c:a", "aac"] if vocal_audio_list else []
-    command = [
-        "ffmpeg",
-        "-y",
-        "-v",
-        "error",
-        "-f",
-        "rawvideo",
-        "-pix_fmt",
-        "rgb24",
-        "-s",
-        f"{width}x{height}",
-    ]
-    command += ["-r", str(fps), "-i", "pipe:0", *sound_input, "-map", "0:v", *sound]
+    source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(fps)]
+    command = [ffmpeg(), "-y", "-v", "error", *source, "-i", "pipe:0", *sound_input, "-map", "0:v", *sound]
     command += ["-c:v", "libx264", "-crf", crf, "-preset", preset, "-pix_fmt", "yuv420p"]
     command += ["-t", f"{count / fps:.6f}", str(target)]
     raw = np.ascontiguousarray(frames.permute(1, 2, 3, 0).cpu().numpy()).tobytes()
     done = subprocess.run(command, input=raw, capture_output=True, check=False)
     if done.returncode:
         msg = f"ffmpeg could not write {target}: {done.stderr.decode(errors='replace').strip()}"
-        raise RuntimeError(msg)
+        raise MediaError(msg)
