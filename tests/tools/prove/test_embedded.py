@@ -25,6 +25,7 @@ from mtbuild.errors import InfrastructureError
 from mtbuild.paths import Paths
 from mtbuild.proc import run
 from mtbuild.prove import embedded
+from mtbuild.prove.base import make_tar
 from mtbuild.prove.service import boot_id
 
 if TYPE_CHECKING:
@@ -124,6 +125,31 @@ def test_it_survives_its_starter_and_is_found_again(own: Paths) -> None:
 
 
 @pytest.mark.engine
+def test_two_that_start_it_at_once_get_the_same_one(own: Paths) -> None:
+    embedded.stop_engine(own)
+    code = (
+        "from pathlib import Path; from mtbuild.paths import Paths; from mtbuild.prove import embedded;"
+        f"p = Paths(root=Path({str(own.root)!r}), cache=Path({str(own.cache)!r}));"
+        "print(embedded.ensure_engine(p, network=False).service.pid())"
+    )
+    both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in "12"]
+    pids = {one.communicate(timeout=180)[0].strip() for one in both}
+    assert pids == {str(embedded.Daemon(folder=own.engine).service.pid())}
+
+
+@pytest.mark.engine
+def test_a_start_that_was_killed_before_its_record_leaves_no_second_daemon(own: Paths) -> None:
+    one = daemon(own)
+    first = one.service.pid()
+    one.service.record.unlink()
+    again = daemon(own)
+    assert again.alive()
+    assert again.service.pid() != first
+    daemons = [pid for pid in programs_of(one) if Path(f"/proc/{pid}/comm").read_text() == "dockerd\n"]
+    assert daemons == [again.service.pid()]
+
+
+@pytest.mark.engine
 def test_a_killed_one_is_started_anew_with_its_images(own: Paths) -> None:
     one = daemon(own)
     client = DockerClient(base_url=one.url)
@@ -174,6 +200,27 @@ def test_stopping_after_a_crash_ends_what_the_daemon_left(own: Paths) -> None:
     while programs_of(one) and time.monotonic() < end:
         time.sleep(0.1)
     assert programs_of(one) == [], "containerd runs on"
+
+
+@pytest.mark.engine
+def test_stopping_after_a_crash_ends_containers(own: Paths) -> None:
+    one = daemon(own)
+    client = DockerClient(base_url=one.url)
+    client.api.import_image_from_file(
+        str(make_tar("bookworm", paths=Paths.of(ROOT))), repository="debian", tag="1"
+    )
+    container = client.containers.run("debian:1", ["sleep", "600"], detach=True, network_mode="none")
+    container.reload()
+    inside = container.attrs["State"]["Pid"]
+    os.kill(inside, 0)
+    pid = one.service.pid()
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    embedded.stop_engine(own)
+    end = time.monotonic() + 10
+    while Path(f"/proc/{inside}/cmdline").exists() and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not Path(f"/proc/{inside}").exists(), "the container runs on"
 
 
 @pytest.mark.engine

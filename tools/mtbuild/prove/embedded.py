@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +78,10 @@ class Daemon:
     @property
     def exec(self) -> Path:
         return self.folder / "exec"
+
+    @property
+    def config(self) -> Path:
+        return self.folder / "daemon.json"
 
     @property
     def programs(self) -> Path:
@@ -175,13 +180,12 @@ def configuration(daemon: Daemon) -> dict[str, object]:
 def _start(daemon: Daemon) -> None:
     for folder in (daemon.data, daemon.exec):
         folder.mkdir(parents=True, exist_ok=True)
-    config = daemon.folder / "daemon.json"
-    config.write_text(json.dumps(configuration(daemon), indent=1), encoding="utf-8")
+    daemon.config.write_text(json.dumps(configuration(daemon), indent=1), encoding="utf-8")
     (daemon.folder / "boot").write_text(boot_id(), encoding="ascii")
     programs = daemon.programs
     alone: list[str | Path] = [] if daemon.network else ["/usr/bin/unshare", "--net"]
     daemon.service.start(
-        [*alone, programs / "usr/sbin/dockerd", "--config-file", config],
+        [*alone, programs / "usr/sbin/dockerd", "--config-file", daemon.config],
         env={
             "PATH": f"{programs}/usr/sbin:{programs}/usr/bin:/usr/sbin:/usr/bin:/sbin:/bin",
             "HOME": str(Path.home()),
@@ -231,8 +235,9 @@ def _for_network(key: str) -> bool:
 
 
 def _sweep(daemon: Daemon) -> None:
-    """Clear what a crash or reboot left: the record, the pid file, a stray containerd, run-time state."""
+    """Clear what a crash or reboot left: record, pid file, stray processes, run-time state."""
     daemon.service.stop(patience_s=_STOP_S)
+    _end_leftovers(daemon)
     (daemon.folder / "docker.pid").unlink(missing_ok=True)
     daemon.socket.unlink(missing_ok=True)
     boot = daemon.folder / "boot"
@@ -266,15 +271,24 @@ def clean_engine(paths: Paths) -> int:
 
 
 def _end_leftovers(daemon: Daemon) -> None:
-    """End programs of ours that a killed daemon left (containerd, shims): known by the file they run."""
+    """End what a killed daemon left: an unrecorded daemon, containerd, shims, containers' processes."""
+    ours = daemon.programs.resolve()
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
-        with contextlib.suppress(OSError):
-            program = (entry / "exe").readlink()
+        with contextlib.suppress(OSError):  # it ended while we looked
             words = (entry / "cmdline").read_bytes().decode("utf-8", "replace")
-            if program.is_relative_to(daemon.programs.resolve()) and str(daemon.exec) in words:
-                os.kill(int(entry.name), 9)
+            named = str(daemon.exec) in words or str(daemon.config) in words
+            if (named and (entry / "exe").readlink().is_relative_to(ours)) or _lives_in(entry, daemon.data):
+                os.kill(int(entry.name), signal.SIGKILL)
+
+
+def _lives_in(process: Path, data: Path) -> bool:
+    """Whether a process's root file system is one of this engine's layers: then it is a container's."""
+    for line in (process / "mountinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+        if line.split()[4] == "/":
+            return str(data) in line
+    return False
 
 
 def _unmount(folder: Path) -> None:
