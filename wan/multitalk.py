@@ -12,6 +12,7 @@ import random
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,18 @@ __all__ = [
     "resize_and_centercrop",
     "timestep_transform",
 ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What stays the same over the clips of one video."""
+
+    prepared: Prepared
+    options: Options
+    texts: list[Tensor]
+    generator: torch.Generator
+    report: Reporter
+    offload: bool
 
 
 # Of a 720p clip: tokens, hidden layer, kept keys and values, and the VAE's widest layer.
@@ -236,9 +249,16 @@ class MultiTalkPipeline:
                 prepared = prepare(input_data, options, self.buckets)
                 total = options.steps * len(prepared.plan.clips)
                 report = Reporter(total=total, callback=on_progress or bar, cancelled=cancelled)
-                generator = self._generator(seed, options.parity)
+                run = Run(
+                    prepared=prepared,
+                    options=options,
+                    texts=self._encode_texts(prepared, options, n_prompt, report, offload_model),
+                    generator=self._generator(seed, parity),
+                    report=report,
+                    offload=offload_model,
+                )
                 kept = []
-                for frames in self._clips(prepared, options, n_prompt, generator, report, offload_model):
+                for frames in self._clips(run):
                     kept.append(frames)
                     if on_frames is not None and self.rank == 0:
                         on_frames(frames)
@@ -247,59 +267,46 @@ class MultiTalkPipeline:
                 bar.close()
         return torch.cat(kept, dim=1) if self.rank == 0 else None
 
-    def _clips(
-        self,
-        prepared: Prepared,
-        options: Options,
-        n_prompt: str,
-        generator: torch.Generator,
-        report: Reporter,
-        offload: bool,
-    ) -> Iterator[Tensor]:
+    def _clips(self, run: Run) -> Iterator[Tensor]:
         """The new frames [3, f, H, W] of each clip, on the CPU, cut to the length of the video."""
-        texts = self._encode_texts(prepared, options, n_prompt, report, offload)
-        image = prepared.image.to(self.device)
-        known, done = image, 0
-        for clip in prepared.plan.clips:
-            frames = self._clip(clip, known, image, prepared, texts, options, generator, report, offload)
-            known = frames[:, :, -options.motion_frame :]
+        plan, done = run.prepared.plan, 0
+        image = run.prepared.image.to(self.device)
+        known = image
+        for clip in plan.clips:
+            frames = self._clip(run, clip, known, image)
+            known = frames[:, :, -run.options.motion_frame :]
             new = frames[0, :, clip.motion :].cpu()
-            yield new[:, : max(prepared.plan.frames - done, 0)]
+            yield new[:, : max(plan.frames - done, 0)]
             done += new.shape[1]
 
-    def _clip(
-        self,
-        clip: Clip,
-        known: Tensor,
-        image: Tensor,
-        prepared: Prepared,
-        texts: list[Tensor],
-        options: Options,
-        generator: torch.Generator,
-        report: Reporter,
-        offload: bool,
-    ) -> Tensor:
+    def _clip(self, run: Run, clip: Clip, known: Tensor, image: Tensor) -> Tensor:
         """All frames [1, 3, frame_num, H, W] of one clip: encode → denoise → decode."""
-        parts, dtype = self.parts, self.config.param_dtype
-        report.stage("encode")
-        with self._on_device(parts.image_encoder, offload):
+        parts, options, dtype = self.parts, run.options, self.config.param_dtype
+        run.report.stage("encode")
+        with self._on_device(parts.image_encoder, run.offload):
             encoded = encode(
-                known, clip, prepared, options, vae=parts.vae, image_encoder=parts.image_encoder, dtype=dtype
+                known,
+                clip,
+                run.prepared,
+                options,
+                vae=parts.vae,
+                image_encoder=parts.image_encoder,
+                dtype=dtype,
             )
-        with self._on_device(parts, offload and self.offloader is None):
-            masks = prepared.masks.to(self.device, dtype)
-            conditions = embed_conditions(parts.model, encoded, texts, masks, options)
+        with self._on_device(parts, run.offload and self.offloader is None):
+            masks = run.prepared.masks.to(self.device)
+            conditions = embed_conditions(parts.model, encoded, run.texts, masks, options)
             latents = denoise(
                 parts.model,
                 encoded,
                 conditions,
                 options,
-                generator=generator,
-                report=report,
+                generator=run.generator,
+                report=run.report,
                 branches=self.branches,
             )
         del conditions  # several GB of kept keys and values
-        report.stage("decode")
+        run.report.stage("decode")
         return decode(latents, image, options, vae=parts.vae)
 
     def _encode_texts(
@@ -310,8 +317,7 @@ class MultiTalkPipeline:
         prompts = [prepared.prompt]
         if "uncond" in Guidance(text_scale=options.text_scale).passes:
             prompts.append(n_prompt or self.config.sample_neg_prompt)
-        encoder = self.parts.text_encoder
-        on_cpu = self.parts.t5_cpu
+        encoder, on_cpu = self.parts.text_encoder, self.parts.t5_cpu
         with self._on_device(encoder, offload and not on_cpu):
             states = encoder(prompts, torch.device("cpu") if on_cpu else self.device)
         return [s.to(self.device, self.config.param_dtype) for s in states]

@@ -53,7 +53,7 @@ def test_call_compatible_functions() -> None:
 
 
 def test_what_is_missing_is_an_error() -> None:
-    with pytest.raises(AttentionBackendError, match="unknown attention backend 'x'.*sdpa"):
+    with pytest.raises(AttentionBackendError, match=r"unknown attention backend .x..*sdpa"):
         AttentionBackend(name="x")
     for name, module in (("flash_attn", "flash_attn"), ("sage", "sageattention"), ("xformers", "xformers")):
         try:
