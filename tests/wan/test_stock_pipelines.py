@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from tiny_parts import CONFIG, T5, VAE, dit, parts, vace_builder, write_tokenizer
-from torch.nn import functional as F
 
 from wan import WanFLF2V, WanI2V, WanT2V, WanVace, WanVaceMP
 from wan.first_last_frame2video import cover
@@ -176,11 +175,11 @@ def test_from_a_checkpoint_folder(tmp_path, monkeypatch):
 def conditioned(pipeline, frames, size, frame_num):
     """[20,T,h,w] as the specification says it (§3.6), step by step."""
     video = torch.zeros(3, frame_num, *size)
-    video[:, 0] = F.interpolate(frames[0][None], size=size, mode="bicubic")[0]
+    video[:, 0] = torch.nn.functional.interpolate(frames[0][None], size=size, mode="bicubic")[0]
     mask = torch.zeros(1, frame_num, size[0] // 8, size[1] // 8)
     mask[:, 0] = 1
     if len(frames) == 2:
-        video[:, -1] = F.interpolate(frames[1][None], size=size, mode="bicubic")[0]
+        video[:, -1] = torch.nn.functional.interpolate(frames[1][None], size=size, mode="bicubic")[0]
         mask[:, -1] = 1
     mask = torch.cat([mask[:, :1].repeat(1, 4, 1, 1), mask[:, 1:]], dim=1)
     mask = mask.view(1, mask.shape[1] // 4, 4, *mask.shape[2:]).transpose(1, 2)[0]
