@@ -34,7 +34,8 @@ def settings(
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     env = {"VIRTUAL_ENV": str(tmp_path / "venv"), **(env or {})}
-    return IndexSettings.from_environment(env, home=tmp_path / "home", system=tmp_path / "system")
+    project, home, system = (tmp_path / name for name in ("project", "home", "system"))
+    return IndexSettings.from_environment(env, project=project, home=home, system=system)
 
 
 def urls(found: IndexSettings) -> list[str]:
@@ -74,6 +75,12 @@ UV_TOML = "home/.config/uv/uv.toml"
             {UV_TOML: f'[[index]]\nurl = "{UV}"\ndefault = true\n[[index]]\nurl = "{EXTRA}"\n'},
             [EXTRA, UV],
         ),
+        (
+            {},
+            {"project/pyproject.toml": f'[tool.uv]\nindex-url = "{PIP}"\n', UV_TOML: f'index-url = "{UV}"\n'},
+            [PIP],
+        ),
+        ({}, {"project/uv.toml": f'index-url = "{PIP}"\n', "project/pyproject.toml": "[tool.uv]\n"}, [PIP]),
         ({"UV_NO_CONFIG": "1", "PIP_INDEX_URL": PIP}, {UV_TOML: f'index-url = "{UV}"\n'}, [PIP]),
         (
             {"PIP_CONFIG_FILE": "/dev/null", "UV_INDEX_URL": UV},

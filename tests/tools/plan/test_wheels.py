@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+import recorded
 from local_index import LocalIndex, serve, wheel
 
 from mtbuild.errors import InfrastructureError, InputError
+from mtbuild.plan.facts import gather
 from mtbuild.plan.fetch import Fetcher
 from mtbuild.plan.index import Index
 from mtbuild.plan.index_settings import IndexSettings, Source
@@ -217,3 +220,23 @@ def test_bad_pins_are_input_errors(
         )
     assert words in str(caught.value)
     assert caught.value.fix
+
+
+def test_a_cells_unknown_version_names_its_place_in_the_matrix(
+    files: dict[str, bytes], tmp_path: Path
+) -> None:
+    cell = replace(recorded.V73, torch="2.7.2", where="matrix.yaml:12")
+    with serve(LocalIndex(files=files)) as server, pytest.raises(InputError) as caught:
+        gather(cell, wheels_of(server, tmp_path))
+    assert str(caught.value).startswith(
+        "matrix.yaml:12 torch: the index has no torch 2.7.2. Did you mean '2.7.1'?"
+    )
+
+
+def test_the_whole_wheel_is_also_judged(files: dict[str, bytes], tmp_path: Path) -> None:
+    """Facts are the same whichever rung they came from."""
+    found = []
+    for ranges in ("all", "none"):
+        with serve(LocalIndex(files=files, ranges=ranges)) as server:
+            found.append(wheels_of(server, tmp_path / ranges).facts("xformers", "0.0.31", **HERE))
+    assert found[0] == found[1]

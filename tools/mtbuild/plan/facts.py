@@ -12,7 +12,7 @@ from mtbuild.errors import InputError
 from mtbuild.plan.floors import numpy_window
 from mtbuild.plan.pairs import odds
 from mtbuild.plan.requires import admits, conflicts, target_of, wishes
-from mtbuild.plan.select import Missing, choose, usable
+from mtbuild.plan.select import Choice, Missing, choose, usable
 from mtbuild.plan.wheels import WheelFacts
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def _gather(cell: Cell, wheels: Wheels, pool: ThreadPoolExecutor) -> CellFacts:
             continue
         assert choice.missing is not None
         if choice.missing.why in {"project", "version"}:
-            raise _unknown(cell, name, choice.or_raise, target)
+            raise _unknown(cell, name, choice, target)
         missing.append(choice.missing)
     found = tuple(pool.map(wheels.of, chosen))
     return CellFacts(
@@ -103,12 +103,13 @@ def _pins(cell: Cell) -> dict[str, str]:
     return pins
 
 
-def _unknown(cell: Cell, name: str, raise_it, target: Target) -> InputError:  # type: ignore[no-untyped-def]
+def _unknown(cell: Cell, name: str, choice: Choice, target: Target) -> InputError:
+    """What `choice` says, with the place in the matrix."""
     try:
-        raise_it(target)
+        choice.or_raise(target)
     except InputError as error:
         return InputError(error.message, fix=error.fix, where=f"{cell.where or cell.name} {name}")
-    raise AssertionError
+    raise AssertionError  # only asked where there is no file
 
 
 def _dependencies(

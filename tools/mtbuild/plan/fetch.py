@@ -217,9 +217,9 @@ def _basic(user: str, password: str) -> dict[str, str]:
 
 def _context(ca_file: Path | None, ca_dir: Path | None) -> ssl.SSLContext:
     if ca_file is None and ca_dir is None:
-        import certifi
+        import httpx
 
-        return ssl.create_default_context(cafile=certifi.where())
+        return httpx.create_ssl_context()
     return ssl.create_default_context(cafile=ca_file, capath=ca_dir)
 
 

@@ -80,6 +80,10 @@ class Index:
         """From this process's environment and the user's uv and pip configuration."""
         return cls(IndexSettings.from_environment(), cache=cache, note=note)
 
+    def keep_pages_in(self, cache: Path) -> None:
+        """Keeps pages there from now on, unless a place was given before."""
+        self._cache = self._cache or cache
+
     @cached_property
     def fetcher(self) -> Fetcher:
         """The HTTP side, made on first use."""

@@ -74,13 +74,21 @@ class IndexSettings:
 
     @classmethod
     def from_environment(
-        cls, environ: Mapping[str, str] | None = None, *, home: Path | None = None, system: Path = Path("/")
+        cls,
+        environ: Mapping[str, str] | None = None,
+        *,
+        project: Path | None = None,
+        home: Path | None = None,
+        system: Path = Path("/"),
     ) -> IndexSettings:
-        """From environment variables and configuration files; `home` and `system` are for tests."""
+        """From environment variables and configuration files, those of `project` (here) before the user's.
+
+        `home` and `system` are for tests.
+        """
         env = os.environ if environ is None else environ
         home = home or Path(env.get("HOME") or Path.home())
         notes: list[str] = []
-        uv = _uv(env, home, system, notes.append)
+        uv = _uv(env, (project or Path.cwd(), home, system), notes.append)
         pip = _pip(env, home, system, notes.append)
         default = uv.default or pip.default
         builtin = default is None
@@ -145,7 +153,7 @@ def _usable(url: str, origin: str, note: Callable[[str], None]) -> bool:
     return False
 
 
-def _uv(env: Mapping[str, str], home: Path, system: Path, note: Callable[[str], None]) -> _Found:
+def _uv(env: Mapping[str, str], places: tuple[Path, Path, Path], note: Callable[[str], None]) -> _Found:
     found = _Found()
     extras: list[Source] = []
 
@@ -178,17 +186,19 @@ def _uv(env: Mapping[str, str], home: Path, system: Path, note: Callable[[str], 
             "UV_FIND_LINKS is ignored: mtbuild plans from indexes only, so that everybody gets the same files"
         )
     if env.get("UV_NO_CONFIG", "").lower() not in {"1", "true", "yes"}:
-        for path in _uv_files(env, home, system):
+        for path in _uv_files(env, *places):
             _uv_file(path, add, note)
     found.extras = tuple(extras)
     return found
 
 
-def _uv_files(env: Mapping[str, str], home: Path, system: Path) -> tuple[Path, ...]:
+def _uv_files(env: Mapping[str, str], project: Path, home: Path, system: Path) -> tuple[Path, ...]:
     if env.get("UV_CONFIG_FILE"):
         return (Path(env["UV_CONFIG_FILE"]),)
+    own = project / "uv.toml"
     user = Path(env.get("XDG_CONFIG_HOME") or home / ".config")
     return (
+        own if own.is_file() else project / "pyproject.toml",  # uv's own order of these two
         user / "uv" / "uv.toml",
         system / "etc" / "xdg" / "uv" / "uv.toml",
         system / "etc" / "uv" / "uv.toml",
@@ -203,6 +213,8 @@ def _uv_file(path: Path, add: Callable[..., None], note: Callable[[str], None]) 
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         msg = f"can't be read as TOML: {error}"
         raise InputError(msg, where=str(path), fix="correct the file, or set UV_NO_CONFIG=1") from error
+    if path.name == "pyproject.toml":
+        data = data.get("tool", {}).get("uv", {})
     pip = data.get("pip", {})
     for entry in data.get("index", []):
         if entry.get("explicit"):

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mtbuild.plan.compat import is_buildable, judge, state_of
-from mtbuild.plan.facts import gather
+from mtbuild.plan.facts import gather_all
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,10 +17,6 @@ if TYPE_CHECKING:
     from mtbuild.plan.wheels import Wheels
 
 __all__ = ["Planned", "github_json", "plan", "plan_json"]
-
-_AT_ONCE = (
-    8  # cells whose facts are read at the same time: the index, not this machine, is what is waited for
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,12 +49,8 @@ class Planned:
 
 def plan(cells: Sequence[Cell], wheels: Wheels) -> tuple[Planned, ...]:
     """Gather the facts of all cells and judge each. Raises InfrastructureError if the index is away."""
-
-    def one(cell: Cell) -> Planned:
-        return Planned(cell=cell, findings=judge(cell, gather(cell, wheels)))
-
-    with ThreadPoolExecutor(max_workers=_AT_ONCE) as pool:
-        return tuple(pool.map(one, cells))
+    facts = gather_all(cells, wheels)
+    return tuple(Planned(cell=cell, findings=judge(cell, facts[cell.name])) for cell in cells)
 
 
 def plan_json(planned: Sequence[Planned], matrix: Matrix) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from mtbuild.plan import members
 from mtbuild.plan.wheels import Metadata, WheelFacts, identity
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from mtbuild.plan.archive import Archive
     from mtbuild.plan.index import Link
 
@@ -84,7 +86,7 @@ def _extension(archive: Archive, names: set[str]) -> dict[str, object]:
     return facts
 
 
-def _pieces(archive: Archive, names: set[str], name: str):  # type: ignore[no-untyped-def]
+def _pieces(archive: Archive, names: set[str], name: str) -> Iterable[bytes]:
     return archive.pieces(name) if name in names else ()
 
 

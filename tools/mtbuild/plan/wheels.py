@@ -77,6 +77,7 @@ class Wheels:
 
     def __init__(self, index: Index, cache: Path, note: Callable[[str], None] | None = None) -> None:
         self.index = index
+        index.keep_pages_in(cache)
         self._cache = cache
         self._note = note or (lambda text: None)
         self._lock = threading.Lock()
