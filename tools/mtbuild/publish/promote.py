@@ -23,7 +23,7 @@ from mtbuild.publish.dsse import UnverifiedError
 from mtbuild.publish.gpus import floors
 from mtbuild.publish.policy import Policy, judge
 from mtbuild.publish.referrers import attach, attached
-from mtbuild.publish.registry import Repository, check_tag, same_registry
+from mtbuild.publish.registry import Repository, check_tag, repository_name
 from mtbuild.publish.transport import Transport
 from mtbuild.publish.vsa import Image, Summary
 
@@ -144,11 +144,12 @@ def publish(
     policy = policy or policy_for(cell, build, channel=channel, keys=keys, max_age_days=max_age_days)
     _check_inputs(ref, cell, build, release, policy)
     with ExitStack() as stack:
-        # One registry, one transport: blobs are then mounted, not copied.
         near = stack.enter_context(Transport(ref.host))
         staging = Repository(near, ref.path)
-        far = Repository.open(release)
-        target = Repository(near, far.path) if same_registry(far, staging) else stack.enter_context(far)
+        far = repository_name(release)
+        # One registry, one transport: blobs are then mounted, not copied.
+        there = near if far.host == ref.host else stack.enter_context(Transport(far.host))
+        target = Repository(there, far.path)
         try:
             stack.enter_context(release_lock(paths, target.name))
         except Timeout as error:
@@ -225,23 +226,23 @@ def _publish(job: _Job, envelopes: Sequence[Envelope]) -> Promotion:
     if taken is not None and taken.digest != job.digest:
         msg = f"{job.target.name}:{job.tag} is write-once and names {taken.digest}, not {job.digest}"
         raise TagTakenError(msg, fix="two builds gave one build id: remove nothing, rebuild to get a new one")
-    known = {e.digest: e for e in (*envelopes, *attached(job.staging, job.digest, note=job.note))}
+    staged = attached(job.staging, job.digest, note=job.note)
     released = attached(job.target, job.digest, note=job.note)
-    known.update({envelope.digest: envelope for envelope in released})
+    known = {envelope.digest: envelope for envelope in (*envelopes, *staged, *released)}
     tests = {d: e for d, e in known.items() if evidence.predicate_type(e) == evidence.TEST_RESULT}
     statements = tuple(_believed(job, tests.values()))
     verdict = judge(job.digest, statements, job.policy, now=job.now)
     counted = [e for d, e in sorted(tests.items()) if any(s.envelope == d for s in statements)]
     for envelope in counted:
-        attach(job.staging, manifest, envelope)
+        if envelope not in staged:
+            attach(job.staging, manifest, envelope)
+    fresh = [envelope for envelope in counted if envelope not in released]
     if not verdict.passed:
-        _record_refusal(job, manifest, counted, verdict)
+        _record_refusal(job, manifest, fresh, verdict)
         raise RefusedError(verdict)
     job.note(f"{job.digest} is {job.policy.channel} by {len(verdict.used)} run(s)")
-    changed = _copy(job, manifest)
-    before = {envelope.digest for envelope in released}
-    for envelope in counted:
-        changed |= envelope.digest not in before
+    changed = _copy(job, manifest) or bool(fresh)
+    for envelope in fresh:
         attach(job.target, manifest, envelope)
     changed |= _attach_verdict(job, manifest, verdict)
     _read_back(job)
@@ -271,10 +272,10 @@ def _believed(job: _Job, envelopes: Iterable[Envelope]) -> Iterator[Statement]:
             job.note(f"does not count: {error}")
 
 
-def _record_refusal(job: _Job, manifest: Manifest, counted: Sequence[Envelope], verdict: Verdict) -> None:
+def _record_refusal(job: _Job, manifest: Manifest, fresh: Sequence[Envelope], verdict: Verdict) -> None:
     """Keep a failure where the next one looks: with the digest, also where it is released already."""
     if job.target.find_manifest(job.digest) is not None:
-        for envelope in counted:
+        for envelope in fresh:
             attach(job.target, manifest, envelope)
         catalog.update(job.target, job.digest, job.keys, note=job.note)
     _write_verdict(job, verdict)
@@ -362,9 +363,16 @@ def _move_aliases(job: _Job, manifest: Manifest) -> tuple[bool, tuple[str, ...]]
     except BaseException:
         for alias, held in before.items():
             if held is not None:
-                job.target.put_manifest(held, tag=alias)
+                _put_back(job, alias, held)
         raise
     return bool(before), tuple(named)
+
+
+def _put_back(job: _Job, alias: str, held: Manifest) -> None:
+    try:
+        job.target.put_manifest(held, tag=alias)
+    except MtbuildError as error:  # what stopped the move is what is told; both digests are proven
+        job.note(f"alias {alias} could not be moved back to {held.digest}: {error.message}")
 
 
 def _is_newer(job: _Job, digest: Digest) -> bool:

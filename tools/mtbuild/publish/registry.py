@@ -123,11 +123,7 @@ class Repository:
     @classmethod
     def open(cls, name: str, *, transport: Transport | None = None) -> Self:
         """From `HOST[:PORT]/PATH`; raises InputError for a tag, a digest or no registry."""
-        try:
-            parsed = Reference.parse(f"{name}@sha256:{'0' * 64}")
-        except InputError as error:
-            msg = f"{name!r} is not a repository"
-            raise InputError(msg, fix="write HOST[:PORT]/REPOSITORY, without tag and digest") from error
+        parsed = repository_name(name)
         return cls(transport or Transport(parsed.host), parsed.path)
 
     def __enter__(self) -> Self:
@@ -331,6 +327,15 @@ class Repository:
             yield answer
         finally:
             answer.close()
+
+
+def repository_name(name: str) -> Reference:
+    """`HOST[:PORT]/PATH` in its parts (the digest is of nothing); InputError for anything else."""
+    try:
+        return Reference.parse(f"{name}@sha256:{'0' * 64}")
+    except InputError as error:
+        msg = f"{name!r} is not a repository"
+        raise InputError(msg, fix="write HOST[:PORT]/REPOSITORY, without tag and digest") from error
 
 
 def same_registry(one: Repository, other: Repository) -> bool:
