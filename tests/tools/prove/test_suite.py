@@ -270,7 +270,7 @@ class _cpp_lib:
         torch_version = {built!r}
 if not {loaded}:
     _cpp_lib._build_metadata = None
-    logging.getLogger("xformers").warning("xFormers can't load C++/CUDA extensions. xFormers was built for: …")
+    logging.getLogger("xformers").warning("xFormers can't load C++/CUDA extensions. built for: …")
 """
 
 
@@ -292,9 +292,7 @@ def xformers(
     error = "None" if loaded else f"OSError({linker!r})"
     (folder / "__init__.py").write_text(XFORMERS.format(loaded=loaded, error=error, built=built))
     (folder / "cpp_lib.json").write_text(json.dumps({"version": {"torch": built, "cuda": 1206}}))
-    listed = ", ".join(
-        f"type('Op', (), dict(NAME={name!r}, is_available=lambda: True))" for name in operators
-    )
+    kinds = (f"type('Op', (), dict(NAME={name!r}, is_available=lambda: True))" for name in operators)
     (folder / "ops/__init__.py").write_text(ops or "from . import fmha\n")
     (folder / "ops/fmha.py").write_text(f"ALL_FW_OPS = [{', '.join(kinds)}]\n")
 

@@ -126,6 +126,8 @@ def run_in_container(
             raise _no_start(error, ref, command) from error
         status = _follow(engine, container, started + limit_s, log, on_line, watch)
         seconds = time.monotonic() - started
+        if status in (126, 127) and f"exec {command[0]} failed" in "".join(log.lines[:5]):  # the init says so
+            raise _no_program(ref, command[0])
         container.reload()
         state, settings = container.attrs["State"], _settings(container.attrs)
         return Finished(
@@ -263,13 +265,17 @@ def _settings(attributes: dict[str, Any]) -> dict[str, Any]:
 def _no_start(error: APIError, ref: Reference, command: Sequence[str]) -> MtbuildError:
     text = str(error.explanation or error)
     if "executable file not found" in text or "no such file or directory" in text:
-        msg = f"{ref.digest.short} has no {command[0]} on its PATH, so the suite can't run in it"
-        return MtbuildError(msg, fix="install Python 3 in the image, as python3 on PATH")
+        return _no_program(ref, command[0])
     if "nvidia" in text or "CDI" in text or "cdi" in text:
         msg = f"the engine can't give the container a GPU: {text}"
         return InfrastructureError(msg, fix="see `mtbuild doctor` for how this host hands GPUs to containers")
     msg = f"the container of {ref.digest.short} does not start: {text}"
     return InfrastructureError(msg, fix="`mtbuild doctor` checks the engine")
+
+
+def _no_program(ref: Reference, program: str) -> MtbuildError:
+    msg = f"{ref.digest.short} has no {program} on its PATH, so the suite can't run in it"
+    return MtbuildError(msg, fix="install Python 3 in the image, as python3 on PATH")
 
 
 def _owner() -> str:
