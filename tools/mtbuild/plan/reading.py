@@ -41,7 +41,7 @@ def read_wheel(link: Link, archive: Archive, size: int, metadata: Metadata) -> W
         "requires_dist": metadata.requires_dist,
         "requires_python": metadata.requires_python,
         "unpacked_size": sum(member.file_size for member in archive.members),
-        "empty": all(any(part in filename for part in _NO_CODE) for filename in names),
+        "empty": not any(m.file_size for m in archive.members if not _is_about(m.filename)),
     }
     if name == "torch":
         facts |= _torch(link, archive, names)
@@ -99,6 +99,11 @@ def _extends_torch(metadata: Metadata) -> bool:
         except InvalidRequirement:
             continue
     return False
+
+
+def _is_about(filename: str) -> bool:
+    """Metadata and documentation, not code or data."""
+    return any(part in filename for part in _NO_CODE)
 
 
 @lru_cache(maxsize=1)

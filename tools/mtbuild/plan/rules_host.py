@@ -8,12 +8,14 @@ from packaging.version import Version
 
 from mtbuild.plan.cell import Finding
 from mtbuild.plan.floors import compiler_need, driver_floor, driver_reaches, toolkit_driver
+from mtbuild.plan.requires import target_of, wishes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from mtbuild.plan.cell import Cell
     from mtbuild.plan.facts import CellFacts
+    from mtbuild.plan.wheels import WheelFacts
 
 __all__ = ["compiler", "drivers", "flash_window", "placeholders"]
 
@@ -71,27 +73,24 @@ def flash_window(cell: Cell, facts: CellFacts) -> Iterator[Finding]:
 def placeholders(cell: Cell, facts: CellFacts) -> Iterator[Finding]:
     """9: a project whose release holds nothing: its name is taken, its code is elsewhere."""
     for wheel in (*facts.wheels, *facts.dependencies):
-        if not wheel.empty or wheel.requires_dist:
-            continue  # an empty wheel with requirements is a meta-package and does its work
-        by = next(
-            (
-                f"{other.name} {other.version} requires {line}"
-                for other in facts.wheels
-                for line in other.requires_dist
-                if line.lower().replace("_", "-").startswith(wheel.name)
-            ),
-            "this cell pins it",
-        )
-        stable = next((a.version for a in facts.alternatives), None)
+        # An empty wheel with requirements is a meta-package and does its work, unless it is a mere 0.0.0.
+        if not wheel.empty or (wheel.requires_dist and any(Version(wheel.version).release)):
+            continue
+        by = next((other for other in facts.wheels if _asks_for(other, wheel.name, cell)), None)
+        why = f"{by.name} {by.version} requires {wheel.name}" if by else "this cell pins it"
+        instead = f"take a {by.name} that does not need it" if by else f"leave {wheel.name} out"
         yield Finding(
             rule="placeholder",
             severity="refused",
-            message=f"{wheel.name} {wheel.version} is an empty placeholder, and {by}: "
+            message=f"{wheel.name} {wheel.version} is an empty placeholder, and {why}: "
             "what needs it is unavailable",
-            source=f"{wheel.filename}: {wheel.size} bytes, no module in RECORD",
-            fix=f"take an xformers that does not need {wheel.name}{f' ({stable})' if stable else ''}, "
-            f"or configure an index that serves a real {wheel.name}",
+            source=f"{wheel.filename}: {wheel.size} bytes, nothing in RECORD beside its metadata",
+            fix=f"{instead}, or configure an index that serves a real {wheel.name}",
         )
+
+
+def _asks_for(wheel: WheelFacts, name: str, cell: Cell) -> bool:
+    return any(wish.applies and wish.name == name for wish in wishes(wheel.requires_dist, target_of(cell)))
 
 
 def compiler(cell: Cell, facts: CellFacts) -> Iterator[Finding]:

@@ -30,9 +30,8 @@ def files(cell: Cell, facts: CellFacts) -> Iterator[Finding]:
         message, fix = _no_wheel(cell, gone)
         had = f"; it has {', '.join(gone.tags)}" if gone.why == "platform" else ""
         python = f", Requires-Python: {gone.requires_python}" if gone.requires_python else ""
-        pythons = (
-            f"wheels for Python {_span(gone.pythons)}" if gone.pythons else "no wheel at all, source only"
-        )
+        none = "no wheel at all, source only" if gone.why == "sdist" else f"no wheel for {cell.platform}"
+        pythons = f"wheels for Python {', '.join(gone.pythons)}" if gone.pythons else none
         yield Finding(
             rule="tags" if gone.why != "platform" else "platform",
             severity="refused",
@@ -57,11 +56,13 @@ def _no_wheel(cell: Cell, gone: Missing) -> tuple[str, str]:
             f"(platform tag manylinux_{cell.base.glibc.replace('.', '_')}_{target.machine})",
             "take a base with a newer C library: glibc 2.28 (Debian 10, RHEL 8) or later carries this family",
         )
-    pythons = _span(gone.pythons) or "none on this platform"
-    fix = f"take Python {_nearest(gone.pythons, cell.python)}" if gone.pythons else "take another version"
+    if not gone.pythons:
+        return f"{what} has no wheel for {cell.platform}", f"leave {gone.name} out, or take another version"
+    fix = f"take Python {_nearest(gone.pythons, cell.python)}"
     if gone.name == "torch" and gone.versions:  # triton and xformers follow torch, so no other of them helps
         fix += f", or a torch that has wheels for {cell.python}: {', '.join(gone.versions[:3])}"
-    return f"{what} has no wheel for Python {cell.python} ({target.interpreter}), only for {pythons}", fix
+    only = ", ".join(gone.pythons)
+    return f"{what} has no wheel for Python {cell.python} ({target.interpreter}), only for {only}", fix
 
 
 def _nearest(pythons: tuple[str, ...], python: str) -> str:
@@ -140,7 +141,7 @@ def markers(cell: Cell, facts: CellFacts) -> Iterator[Finding]:
         yield Finding(
             rule="marker",
             severity="refused",
-            message=f"torch {cell.torch} does not bring triton on Python {cell.python}: "
+            message=f"torch {cell.torch} does not bring triton on Python {cell.python}, {cell.platform}: "
             "@torch.compile, which MultiTalk uses, fails there at run time",
             source=f"{torch.filename}: Requires-Dist: {named[0].line}",
             fix="take a Python that the marker admits, or a newer torch",
@@ -188,7 +189,3 @@ def _versions(cell: Cell, facts: CellFacts) -> dict[str, str]:
         if pin[:1].isdigit():
             versions.setdefault(name, pin)
     return versions
-
-
-def _span(pythons: tuple[str, ...]) -> str:
-    return ", ".join(pythons)

@@ -36,10 +36,9 @@ def native_code(cell: Cell, facts: CellFacts) -> Iterator[Finding]:
                 else f"take another {extension.name}"
             )
             if one.severity == "degraded":
-                built = (
-                    f", or torch {Version(extension.cpp_lib.torch).base_version}" if extension.cpp_lib else ""
-                )
-                fix = f"`allow: [degraded]` if PyTorch's attention operators are enough{built}"
+                built = extension.cpp_lib
+                instead = f", or torch {built.torch}, which it was built for" if built else ""
+                fix = f"`allow: [degraded]` if PyTorch's attention operators are enough{instead}"
             yield Finding(
                 rule=one.rule, severity=one.severity, message=one.message, source=one.source, fix=fix
             )

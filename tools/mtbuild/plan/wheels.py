@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CppLib", "FlashWindow", "Metadata", "WheelFacts", "Wheels"]
 
-_SCHEMA = 1  # of the cache files; a change makes old ones unread
+_SCHEMA = 2  # of the cache files; a change makes old ones unread
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ class WheelFacts:
     requires_dist: tuple[str, ...]  # the metadata's lines, without "Requires-Dist: "
     requires_python: str | None
     unpacked_size: int | None = None
-    empty: bool = False  # holds no module, no library, no data: a placeholder
+    empty: bool = False  # beside its metadata it holds nothing, or empty files only
     local_version: str | None = None  # torch: "2.7.1+cu126"
     cuda: str | None = None  # torch: "12.6"
     cpp_lib: CppLib | None = None  # xformers
