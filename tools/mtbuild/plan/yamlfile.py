@@ -64,7 +64,7 @@ class YamlFile:
                 msg, where=f"{path.name}{line}", fix="correct the syntax at this line"
             ) from error
         finally:
-            loader.dispose()  # type: ignore[no-untyped-call]
+            loader.dispose()
         return cls(path=path, data=data, lines=lines)
 
     def where(self, route: Iterable[str | int]) -> str:
