@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 __all__ = ["Build", "BuildFailed", "build", "builds_of"]
 
 _BUILD_S = 7200
-# zstd: pulls are a fifth smaller than gzip's and unpack three times as fast; higher levels cost more than they
-# save (docs/images.md). Forced, so that layers which exist as gzip are not taken over as they are.
+# zstd: pulls are a fifth smaller than gzip's and unpack three times as fast; higher levels cost more than
+# they save. Forced, so that layers which exist as gzip are not taken over as they are.
 OUTPUT = {
     "compression": "zstd",
     "compression-level": "3",
@@ -274,7 +274,7 @@ def _buildx(
             f"--output=type=image,name={staging}:bld-{plan.id[:12]},push=true,{output}",
             f"--build-arg=BASE={plan.base}", f"--build-arg=SOURCE_DATE_EPOCH={plan.lock.epoch}",
             f"--build-context=uv={uv_program().parent}",
-            *secret_flags(paths, suite=cell.base.suite),
+            *secret_flags(paths, suite=_suite(plan, engine)),
             *(f"--label={key}={value}" for key, value in {**plan.labels, "mtbuild.build": plan.id}.items()),
         ]  # fmt: skip
         if plan.runtime is not None:
@@ -288,6 +288,19 @@ def _buildx(
         except (OSError, ValueError, KeyError) as error:
             msg = f"BuildKit's metadata names no digest: {error}"
             raise InfrastructureError(msg, fix="check the buildx version: `mtbuild doctor`") from error
+
+
+def _suite(plan: _Plan, engine: Engine) -> str:
+    """The Debian release whose packages the image takes; empty for a foreign image: it has its own sources.
+
+    An image of ours holds no package source, but a label that says what it was made from.
+    """
+    if plan.cell.base.suite:
+        return plan.cell.base.suite
+    words = [*engine.buildx, "imagetools", "inspect", "--format", "{{json .Image}}", str(plan.base)]
+    image: Any = json.loads(run(words, timeout_s=120).output)
+    labels = (image.get("config") or {}).get("Labels") or {}
+    return str(labels.get("mtbuild.suite", ""))
 
 
 class _Progress:

@@ -1,0 +1,483 @@
+"""Builds on a real engine: tiny wheels with the real names go the same way as the large ones."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from mtbuild.digest import Digest, Reference
+from mtbuild.errors import InputError
+from mtbuild.paths import Paths
+from mtbuild.plan.cell import Base, Cell
+from mtbuild.plan.index import Index
+from mtbuild.plan.lock import Lock, LockedWheel, LockInputs, runtime_requirements
+from mtbuild.plan.render import render
+from mtbuild.proc import run
+from mtbuild.prove import debian, wheel_store
+from mtbuild.prove.base import ensure_base
+from mtbuild.prove.build import Build, BuildFailed, build, builds_of
+from mtbuild.prove.engine import Engine, connect
+from mtbuild.prove.local_registry import ensure_registry
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).parents[3]
+REAL = Paths.of(ROOT)
+BOOKWORM = Base(name="bookworm", kind="bootstrap", glibc="2.36", python=("3.11",), suite="bookworm")
+RECORD = Build(
+    cell_id="torch2.7.1-cu126-xf0.0.31-py311",
+    cell_name="v73",
+    build_id="0" * 64,
+    ref=Reference.parse(f"127.0.0.1:5000/staging@sha256:{'1' * 64}"),
+    config_digest=Digest("2" * 64),
+    base_digest=Digest("3" * 64),
+    size_bytes=2_700_000_000,
+    seconds=170.5,
+    override=None,
+    created="2026-11-22T18:23:55.315832+00:00",
+    runtime_sha256="4" * 64,
+    wheels=("5" * 64,),
+)
+
+
+def test_a_record_survives_its_file() -> None:
+    assert Build.from_json(RECORD.to_json()) == RECORD
+    marked = dataclasses.replace(RECORD, override="to see it refused")
+    assert Build.from_json(marked.to_json()) == marked
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"schema": 2}', RECORD.to_json().replace("sha256:2", "md5:2")]
+)
+def test_a_broken_record_is_an_input_error(text: str) -> None:
+    with pytest.raises(InputError):
+        Build.from_json(text)
+
+
+# --- downloads, against a real index on loopback ---------------------------------------------------------
+
+
+def wheel(name: str, version: str, files: dict[str, str]) -> tuple[str, bytes]:
+    """(file name, bytes) of a small wheel that installers accept, RECORD and all."""
+    info = f"{name}-{version}.dist-info"
+    members = {
+        **files,
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    rows = []
+    for path, text in members.items():
+        digest = base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).decode().rstrip("=")
+        rows.append(f"{path},sha256={digest},{len(text.encode())}\n")
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as file:
+        for path, text in members.items():
+            file.writestr(path, text)
+        file.writestr(f"{info}/RECORD", "".join(rows) + f"{info}/RECORD,,\n")
+    return f"{name}-{version}-py3-none-any.whl", buffer.getvalue()
+
+
+def locked(name: str, content: bytes) -> LockedWheel:
+    project, version = name.split("-")[:2]
+    return LockedWheel(
+        name=project.replace("_", "-"),
+        version=version,
+        filename=name,
+        sha256=hashlib.sha256(content).hexdigest(),
+        size=len(content),
+        unpacked_size=2 * len(content),
+    )
+
+
+def lock_of(cell: Cell, wheels: list[tuple[str, bytes]], root: Path) -> Lock:
+    return Lock(
+        cell_id=cell.id,
+        name=cell.name,
+        inputs=LockInputs.of(cell, runtime_requirements(root)),
+        wheels=tuple(sorted((locked(*one) for one in wheels), key=lambda wheel: wheel.name)),
+    )
+
+
+def tiny(**changes: Any) -> Cell:
+    values: dict[str, Any] = {
+        "name": "tiny",
+        "flavour": "runtime-deps",
+        "base": BOOKWORM,
+        "python": "3.11",
+        "torch": "0.0.1",
+        "cuda": "12.6",
+        "triton": "0.0.2",
+        "xformers": "0.0.3",
+        "compiler": False,
+    }
+    return Cell(**{**values, **changes})
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Paths:
+    """A project of its own: its runtime is one module."""
+    (tmp_path / "wan").mkdir()
+    (tmp_path / "wan" / "__init__.py").write_text("ANSWER = 42\n")
+    (tmp_path / "pyproject.toml").write_text(
+        '[build-system]\nrequires = ["hatchling>=1.27"]\nbuild-backend = "hatchling.build"\n'
+        '[project]\nname = "multitalk-runtime"\nversion = "0.0.1"\ndependencies = []\n'
+        '[tool.hatch.build.targets.wheel]\npackages = ["wan"]\n'
+    )
+    shutil.copytree(ROOT / "templates", tmp_path / "templates")
+    return Paths(root=tmp_path, cache=tmp_path / "cache")
+
+
+def commit(cell: Cell, paths: Paths, salt: str) -> Lock:
+    """Lock and rendered files of a tiny cell, its wheels already downloaded. `salt` makes its layers new."""
+    wheels = [
+        wheel("torch", "0.0.1", {"torch/__init__.py": f"SALT = {salt!r}\n", "torch/bin/protoc": "x"}),
+        wheel("triton", "0.0.2", {"triton/__init__.py": "", "triton/_C/libproton.so": "x"}),
+        wheel("xformers", "0.0.3", {"xformers/__init__.py": ""}),
+        wheel("numpy", "1.26.4", {"numpy/__init__.py": "", "numpy/core/tests/test_x.py": ""}),
+    ]
+    lock = lock_of(cell, [] if cell.flavour == "minimal" else wheels, paths.root)
+    for one, (_, content) in zip(
+        lock.wheels, sorted(wheels, key=lambda pair: pair[0]) if lock.wheels else [], strict=True
+    ):
+        file = wheel_store.path_of(one, paths.wheels)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+    render(cell, lock, templates=paths.templates).write(paths.images / cell.id)
+    return lock
+
+
+def test_a_wheel_that_no_index_has_any_more(project: Paths) -> None:
+    sys.path.insert(0, str(ROOT / "tests" / "tools" / "plan"))
+    from local_index import LocalIndex, serve
+
+    from mtbuild.plan.index_settings import IndexSettings, Source
+
+    name, content = wheel("torch", "0.0.1", {"torch/__init__.py": ""})
+    other, changed = wheel("torch", "0.0.1", {"torch/__init__.py": "spun again\n"})
+    with serve(LocalIndex(files={other: changed})) as served:
+        index = Index(
+            IndexSettings(
+                sources=(Source.of(f"{served.url}/simple/", origin="test"),),
+                default_is_builtin=False,
+                ca_file=None,
+                ca_dir=None,
+                notes=(),
+            )
+        )
+        with pytest.raises(InputError, match="with the locked hash"):
+            wheel_store.download(
+                lock_of(tiny(), [(name, content)], project.root), project.wheels, index=index
+            )
+        told: list[str] = []
+        fresh = lock_of(tiny(), [(other, changed)], project.root)
+        wheel_store.download(fresh, project.wheels, index=index, note=told.append)
+        assert wheel_store.path_of(fresh.wheels[0], project.wheels).read_bytes() == changed
+        assert told == ["downloading 1 wheels, 0.00 GB"]
+        before = len(served.seen)
+        wheel_store.download(fresh, project.wheels, index=index)
+        assert len(served.seen) == before  # what is there is not asked for again
+
+
+# --- the engine ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return connect(REAL, bootstrap=True)
+
+
+@pytest.fixture(scope="module")
+def registry() -> str:
+    return ensure_registry(REAL)
+
+
+@pytest.fixture(scope="module")
+def base(engine: Engine, registry: str) -> Reference:
+    return ensure_base(BOOKWORM, engine=engine, registry=registry, paths=REAL)
+
+
+@pytest.fixture
+def marked_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A word that stands in everything the host tells a build in secret: CA, package sources, settings."""
+    needle = f"needle-{secrets.token_hex(8)}"
+    bundle = tmp_path / "ca-bundle.pem"
+    host = os.environ.get("SSL_CERT_FILE") or "/etc/ssl/certs/ca-certificates.crt"
+    bundle.write_text(f"# {needle}\n{Path(host).read_text()}")
+    sources = tmp_path / "own.sources"
+    sources.write_text(f"# {needle}\n{debian.sources('bookworm')}")
+    monkeypatch.setenv("SSL_CERT_FILE", str(bundle))
+    monkeypatch.setenv("MTBUILD_APT_SOURCES", str(sources))
+    return needle
+
+
+def in_container(engine: Engine, ref: Reference, script: str, user: str) -> str:
+    """Run a script as the suite is run: read-only root, no network, no capabilities."""
+    engine.client.images.pull(str(ref))
+    output: bytes = engine.client.containers.run(
+        str(ref),
+        ["-c", script],
+        entrypoint="/bin/sh",
+        user=user,
+        remove=True,
+        read_only=True,
+        network_mode="none",
+        cap_drop=["ALL"],
+        security_opt=["no-new-privileges"],
+        init=True,
+        stderr=True,
+        tmpfs={"/tmp": "", "/cache": "exec"},
+    )
+    return output.decode()
+
+
+def drop(engine: Engine, *builds: Build) -> None:
+    for one in builds:
+        engine.client.images.remove(str(one.ref), force=True)
+
+
+@pytest.mark.engine
+def test_a_build_from_files_to_digest(
+    engine: Engine, registry: str, base: Reference, project: Paths, marked_host: str
+) -> None:
+    """One image, looked at from all sides: it takes most of a minute, so it is built once."""
+    cell = tiny(compiler=True)
+    commit(cell, project, secrets.token_hex(4))
+    staging = f"{registry}/test-staging"
+    done = build(cell, paths=project, engine=engine, staging=staging, base=base, override="a test of builds")
+    try:
+        look_at_the_record(done, project, engine, staging)
+        look_inside(done, engine)
+        look_for_leaks(done, engine, marked_host)
+        again = build(
+            cell, paths=project, engine=engine, staging=staging, base=base, override="a test of builds"
+        )
+        assert again == done  # the same record: nothing was built
+        (project.root / "wan" / "__init__.py").write_text("ANSWER = 43\n")
+        other = build(cell, paths=project, engine=engine, staging=staging, base=base)
+        drop(engine, other)
+        assert other.build_id != done.build_id and other.override is None
+        assert [one.build_id for one in builds_of(project)] == [other.build_id, done.build_id]
+    finally:
+        drop(engine, done)
+
+
+def look_at_the_record(done: Build, project: Paths, engine: Engine, staging: str) -> None:
+    file = project.cell(done.cell_id, done.build12) / "build.json"
+    assert Build.load(file) == done
+    raw = run([*engine.buildx, "imagetools", "inspect", "--raw", str(done.ref)], timeout_s=60).output
+    manifest = json.loads(raw)
+    assert Digest.of(raw.encode()) == done.ref.digest
+    assert manifest["config"]["digest"] == str(done.config_digest)
+    assert {layer["mediaType"] for layer in manifest["layers"]} == {
+        "application/vnd.oci.image.layer.v1.tar+zstd"
+    }
+    assert done.size_bytes == sum(layer["size"] for layer in manifest["layers"])
+    assert done.ref.repository == staging
+    tagged = run(
+        [*engine.buildx, "imagetools", "inspect", "--raw", f"{staging}:bld-{done.build12}"], timeout_s=60
+    )
+    assert Digest.of(tagged.output.encode()) == done.ref.digest  # the keep-alive tag
+
+
+def look_inside(done: Build, engine: Engine) -> None:
+    script = """
+        set -eu
+        python3 -c 'import torch, triton, xformers, numpy, wan; print("answer", wan.ANSWER)'
+        python3 -c 'import importlib.util as u, wan; print("cached", u.cache_from_source(wan.__file__))'
+        python3 - <<'EOF'
+import importlib.util, pathlib, torch
+code = pathlib.Path(importlib.util.cache_from_source(torch.__file__)).read_bytes()
+print("flags", int.from_bytes(code[4:8], "little"))  # 1: hash-based, unchecked (PEP 552)
+print("cut", pathlib.Path(torch.__file__).parent.joinpath("bin/protoc").exists())
+EOF
+        printf '#include <Python.h>\\nint one(void) { return PY_MAJOR_VERSION; }\\n' > /cache/a.c
+        $CC -shared -fPIC -I"$(python3 -c 'import sysconfig; print(sysconfig.get_path("include"))')" \\
+            -o /cache/a.so /cache/a.c
+        python3 -c 'import ctypes; print("header", ctypes.CDLL("/cache/a.so").one())'
+        printf '#include <vector>\\nint main() { return std::vector<int>().size(); }\\n' > /cache/b.cc
+        $CXX -o /cache/b /cache/b.cc && /cache/b
+        /sbin/ldconfig -p | grep -q libc.so.6
+        alias ff='ffmpeg -hide_banner -loglevel error'
+        ff -f lavfi -i testsrc=d=0.2:s=64x64 -c:v libx264 -f mp4 -y /tmp/a.mp4
+        ff -i /tmp/a.mp4 -f null - && echo ffmpeg works
+        mkdir -p "$TRITON_CACHE_DIR" "$TORCHINDUCTOR_CACHE_DIR" "$XDG_CACHE_HOME" "$HF_HOME" && echo caches
+        ! touch /opt/venv/x 2>/dev/null
+    """
+    for user in ("65532", "65532:65532", f"{secrets.randbelow(50_000) + 10_000}:0"):
+        text = in_container(engine, done.ref, script, user)
+        assert "answer 42" in text and "flags 1" in text and "cut False" in text
+        assert "header 3" in text and "ffmpeg works" in text and "caches" in text
+    config = engine.client.images.get(str(done.ref)).attrs["Config"]
+    assert config["User"] == "65532:65532"
+    assert config["Labels"]["mtbuild.override"] == "a test of builds"
+    assert config["Labels"]["mtbuild.runtime.sha256"] == done.runtime_sha256
+    assert config["Labels"]["mtbuild.build"] == done.build_id
+
+
+def look_for_leaks(done: Build, engine: Engine, needle: str) -> None:
+    """No layer and no configuration holds what the host told in secret, or where its mirrors are."""
+    words = {needle.encode()}
+    # The base's own packages name Debian's public mirrors in their documents; an address of this machine's
+    # configuration would stand in apt's files.
+    mirrors = {urlsplit(mirror.uri).netloc.encode() for mirror in debian.mirrors()}
+    settings = Index.from_environment().settings
+    if not settings.default_is_builtin:  # the public index's name stands in Python's own files
+        words |= {urlsplit(source.url).netloc.encode() for source in settings.sources}
+    history = json.dumps(engine.client.images.get(str(done.ref)).history()).encode()
+    config = json.dumps(engine.client.images.get(str(done.ref)).attrs).encode()
+    for word in words | mirrors:
+        assert word not in history and word not in config
+    container = engine.client.containers.create(str(done.ref), ["true"])
+    seen = 0
+    try:
+        spool = io.BytesIO(b"".join(container.export()))
+    finally:
+        container.remove(force=True)
+    with tarfile.open(fileobj=spool) as tar:
+        for member in tar:
+            if not member.isfile():
+                continue
+            content = tar.extractfile(member)
+            assert content is not None
+            data = content.read()
+            seen += 1
+            assert not any(word in data for word in words), member.name
+            if member.name.startswith(("etc/apt/", "var/lib/apt/", "var/cache/apt/")):
+                assert not any(word in data for word in mirrors), member.name
+            assert not member.name.startswith(("run/secrets/", "var/log/")), member.name
+            assert not member.name.endswith((".deb", ".whl")), member.name
+    assert seen > 2000
+
+
+@pytest.mark.engine
+def test_minimal_on_a_given_image(engine: Engine, registry: str, base: Reference, project: Paths) -> None:
+    bare = tiny()
+    commit(bare, project, "minimal")
+    staging = f"{registry}/test-staging"
+    first = build(bare, paths=project, engine=engine, staging=staging, base=base)
+    assert "no compiler" in in_container(engine, first.ref, "command -v gcc || echo no compiler", "65532")
+    given = Base(
+        name="given", kind="image", glibc="2.36", python=("3.11",), suite="bookworm", ref=str(first.ref)
+    )
+    cell = tiny(name="tiny-minimal", flavour="minimal", base=given, compiler=True)
+    commit(cell, project, "")
+    done = build(cell, paths=project, engine=engine, staging=staging)
+    try:
+        assert done.base_digest == first.ref.digest
+        script = "gcc --version; echo $CC $TRITON_CACHE_DIR; python3 -c 'import torch; print(torch.SALT)'"
+        text = in_container(engine, done.ref, script, "65532")
+        assert "gcc (Debian" in text and "gcc /cache/triton" in text and "minimal" in text
+        by_cell = Base(name="v72", kind="cell", glibc="2.36", python=("3.11",), suite="bookworm", ref="tiny")
+        same = tiny(name="tiny-minimal", flavour="minimal", base=by_cell, compiler=True)
+        again = build(same, paths=project, engine=engine, staging=staging)
+        assert again.build_id == done.build_id  # the newest build of the cell that `ref` names
+    finally:
+        drop(engine, done, first)
+
+
+@pytest.mark.engine
+def test_a_failed_step_is_quoted_and_leaves_no_record(
+    engine: Engine, registry: str, base: Reference, project: Paths
+) -> None:
+    layer = project.templates / "partials" / "users.j2"
+    layer.write_text(layer.read_text().replace("mkdir -p /cache", "echo a known word >&2; exit 7"))
+    commit(tiny(), project, "fails")
+    with pytest.raises(BuildFailed) as raised:
+        build(tiny(), paths=project, engine=engine, staging=f"{registry}/test-staging", base=base)
+    assert raised.value.exit_code == 3
+    assert "a known word" in raised.value.message
+    assert raised.value.log.is_file() and "a known word" in raised.value.log.read_text()
+    assert str(raised.value.log) in raised.value.fix
+    assert builds_of(project) == ()
+
+
+@pytest.mark.engine
+def test_a_stale_dockerfile_is_refused_before_anything_is_done(
+    engine: Engine, registry: str, project: Paths
+) -> None:
+    commit(tiny(), project, "stale")
+    (project.images / tiny().id / "Dockerfile").write_text("FROM scratch\n")
+    with pytest.raises(InputError, match="is not what the templates and the lock render"):
+        build(tiny(), paths=project, engine=engine, staging=f"{registry}/test-staging")
+
+
+INTERRUPTED = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import test_build as t
+paths = t.Paths(root=Path(sys.argv[2]), cache=Path(sys.argv[2]) / "cache")
+base = t.Reference.parse(sys.argv[4])
+t.build(t.tiny(), paths=paths, engine=t.connect(t.REAL), staging=sys.argv[3], base=base, note=print)
+"""
+
+
+@pytest.fixture
+def sleeper(project: Paths) -> Iterator[str]:
+    """A build step that takes long enough to be interrupted, known by its odd number of seconds."""
+    seconds = f"{600 + secrets.randbelow(10_000) / 10_000:.4f}"
+    layer = project.templates / "partials" / "users.j2"
+    layer.write_text(layer.read_text().replace("mkdir -p /cache", f"mkdir -p /cache; sleep {seconds}"))
+    yield seconds
+
+
+def running(word: str) -> list[str]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            words = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
+        except OSError:
+            continue
+        if word in words and f"/{os.getpid()}" != f"/{entry.name}":
+            found.append(words)
+    return found
+
+
+@pytest.mark.engine
+def test_ctrl_c_leaves_nothing_running(
+    engine: Engine, registry: str, base: Reference, project: Paths, sleeper: str
+) -> None:
+    commit(tiny(), project, "interrupted")
+    staging = f"{registry}/test-staging"
+    words = [
+        sys.executable,
+        "-c",
+        INTERRUPTED,
+        str(Path(__file__).parent),
+        str(project.root),
+        staging,
+        str(base),
+    ]
+    process = subprocess.Popen(
+        words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+    )
+    end = time.monotonic() + 240
+    while not any(f"sleep {sleeper}" in one for one in running(sleeper)) and time.monotonic() < end:
+        assert process.poll() is None, process.stderr.read().decode() if process.stderr else ""
+        time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode != 0 and b"KeyboardInterrupt" in errors
+    end = time.monotonic() + 60
+    while running(sleeper) and time.monotonic() < end:
+        time.sleep(0.5)
+    assert running(sleeper) == []
+    assert builds_of(project) == ()
