@@ -1,7 +1,7 @@
 """Measure the DiT on this GPU: correct first, then every variant in turn, as ratios; one table and one JSON.
 
-    python benchmarks/gpu/forward.py --out docs/evidence/gpu/forward.json        # real width, minutes on an H200
-    python benchmarks/gpu/forward.py --tiny --device cpu --out forward.json      # tests the script, in seconds
+    python benchmarks/gpu/forward.py --out docs/evidence/gpu/forward.json    # real width, minutes on an H200
+    python benchmarks/gpu/forward.py --tiny --device cpu --out forward.json  # tests the script, in seconds
 
 Correct: two blocks of the real width at the full token count against the same two blocks in fp32 (no TF32). A
 variant counts only if its error is at most 1.10 times that of "tuned, flash", which rounds where the
@@ -17,6 +17,7 @@ import json
 import statistics
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1])]
 
 import torch  # noqa: E402
+from plain import WithMapAndFlushes, flush, plain_ops  # noqa: E402
 from setting import (  # noqa: E402
     Scale,
     build,
@@ -79,6 +81,11 @@ def ceilings(device: torch.device, size: Scale) -> dict[str, Any]:
         attend = AttentionBackend(name=name)
         ms = best(lambda: attend(q, k, v), 5)  # noqa: B023
         out[f"attention_{name}_tflops"] = round(4 * tokens * tokens * d / ms / 1e9, 1)
+    heads_first = [
+        t.transpose(1, 2).contiguous().transpose(1, 2) for t in (q, k, v)
+    ]  # [B, N, L, D] in memory
+    ms = best(lambda: AttentionBackend(name="cudnn")(*heads_first), 5)
+    out["attention_cudnn_heads_first_tflops"] = round(4 * tokens * tokens * d / ms / 1e9, 1)
     for keys in (512, 257):
         short = [randn(1, keys, size.config["num_heads"], d // size.config["num_heads"]) for _ in range(2)]
         for name in ("cudnn", "flash"):
@@ -138,7 +145,6 @@ def timings(
     for variant in variants:
         held = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
         forward, chosen = prepare(variant, model, size, device, calls[variant.people])
-        forward()
         peak = peak_gib(forward, device, beside=held - weights)  # without what the variants before it keep
         forwards[variant.name] = forward
         q = torch.empty(1, 1, model.num_heads, model.dim // model.num_heads, dtype=model.dtype, device=device)
@@ -195,7 +201,45 @@ def step(model: WanModel, size: Scale, device: torch.device) -> dict[str, Any]:
         steps.append(timed(three, device))
     single, whole = statistics.median(singles), statistics.median(steps)
     out = {"forward_ms": round(single, 2), "step_ms": round(whole, 2), "forwards": round(whole / single, 4)}
-    return out | {"same_as_single_passes": same, "peak_gib": peak_gib(three, device)}
+    return out | {"same_as_single_passes": same}
+
+
+def plain_parts(model: WanModel, size: Scale, device: torch.device) -> dict[str, float]:
+    """What the plain variant spends beyond the tuned one, part by part, in ms."""
+    if device.type != "cuda":
+        return {}
+    heads, head = model.num_heads, model.dim // model.num_heads
+    q, k = (torch.randn(heads, size.tokens, head, device=device, dtype=torch.bfloat16) for _ in range(2))
+    x, w = torch.randn(1, size.tokens, model.dim, device=device, dtype=torch.bfloat16), q.new_ones(model.dim)
+    cpu, gpu = (plain_ops(size.grid, head, cpu_tables=on).rms_norm_rope for on in (True, False))
+    jobs = {
+        "rotation_cpu_table_ms": partial(cpu, x, w, w, w),
+        "rotation_gpu_table_ms": partial(gpu, x, w, w, w),
+        "map_with_flushes_ms": partial(WithMapAndFlushes(size.grid).reference_map, q, k),
+        "flush_ms": flush,
+    }
+    out = {}
+    for name, job in jobs.items():
+        job()
+        out[name] = round(statistics.median(timed(job, device) for _ in range(3)), 2)
+    return out
+
+
+def breakdown(model: WanModel, size: Scale, device: torch.device) -> list[dict[str, Any]]:
+    """GPU time of one exact forward by kernel, longest first."""
+    if device.type != "cuda":
+        return []
+    variant = next(v for v in VARIANTS if v.name == EXACT)
+    forward, _ = prepare(variant, model, size, device, inputs(model, size, device, model.dtype))
+    forward()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        forward()
+        torch.cuda.synchronize(device)
+    rows = [
+        {"kernel": e.key[:90], "calls": e.count, "ms": round(e.self_device_time_total / 1e3, 2)}
+        for e in profile.key_averages()
+    ]
+    return sorted((r for r in rows if r["ms"] >= 1), key=lambda r: -r["ms"])
 
 
 def kernels(device: torch.device, size: Scale) -> list[dict[str, Any]]:
@@ -257,6 +301,8 @@ def main() -> int:
         save()
         gc.collect()
         result["step"] = step(model, size, device)
+        result["plain_parts"] = plain_parts(model, size, device)
+        result["breakdown"] = breakdown(model, size, device)
         result["facts_after"] = facts(device)
     result["seconds"] = round(time.time() - started, 1)
     save()
@@ -280,10 +326,13 @@ def table(result: dict[str, Any]) -> None:
     print(
         f"step of 3 passes: {s['step_ms']:.1f} ms, {s['forwards']:.3f} forwards, {s['same_as_single_passes']}"
     )
+    for row in result["breakdown"][:24]:
+        print(f"{row['ms']:9.1f} ms {row['calls']:5d} x {row['kernel']}")
+    print(result["plain_parts"])
     for row in result["kernels"]:
         print(
-            f"{row['kernel']:20s} {row['ms']:7.3f} ms {row['tb_s']:5.2f} TB/s; eager {row['eager_ms']:7.3f} ms; "
-            f"error {row['error']:.2e}, reference {row['reference_error']:.2e}"
+            f"{row['kernel']:19s} {row['ms']:6.3f} ms {row['tb_s']:4.2f} TB/s eager {row['eager_ms']:6.3f} ms "
+            f"error {row['error']:.1e} / {row['reference_error']:.1e}"
         )
 
 

@@ -22,6 +22,7 @@ def cases(device: torch.device, tokens: int) -> list[dict[str, Any]]:
     """One row a kernel of the registry, on `tokens` rows (VAE: one chunk of a 640×640 decode)."""
     large = {
         "rms_norm_rope": registry._example_rope(tokens),
+        "rope": registry._example_rope(tokens, norm=False),
         "rms_norm": registry._example_norm("rms_norm", tokens),
         "layer_norm": registry._example_norm("layer_norm", tokens),
         "layer_norm_modulate": registry._example_norm("layer_norm_modulate", tokens),
@@ -33,6 +34,7 @@ def cases(device: torch.device, tokens: int) -> list[dict[str, Any]]:
     }
     eager: dict[str, Callable[..., Any]] = {
         "rms_norm_rope": ops.rms_norm_rope,
+        "rope": ops.rope,
         "rms_norm": ops.rms_norm,
         "layer_norm": ops.layer_norm,
         "layer_norm_modulate": ops.layer_norm_modulate,

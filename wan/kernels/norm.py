@@ -101,7 +101,7 @@ def _layer_norm(x: Tensor, scale: Tensor, shift: Tensor, eps: float, *, modulate
     layer_norm_kernel[(batch * rows,)](
         x, scale, shift, out, rows, check_rows("x", x),
         per_batch("scale", scale, batch, channels), per_batch("shift", shift, batch, channels), eps,
-        C=channels, BLOCK=next_power_of_2(channels), MODULATE=modulate, num_warps=8,
+        C=channels, BLOCK=next_power_of_2(channels), MODULATE=modulate, num_warps=4,
     )  # fmt: skip
     return out
 
@@ -135,7 +135,7 @@ def _gate_residual(
     gate_residual_norm_kernel[(batch * rows,)](
         x, y, *vectors, out, normed, rows, check_rows("x", x), check_rows("y", y), *strides, eps,
         C=channels, BLOCK=next_power_of_2(channels), GATE=gate is not None, NORM=norm, MODULATE=modulate,
-        num_warps=8,
+        num_warps=4,
     )  # fmt: skip
     return out, normed
 
@@ -159,6 +159,6 @@ def rms_norm(x: Tensor, weight: Tensor, *, eps: float = 1e-6) -> Tensor:
     out = empty_like(x, memory_format=contiguous_format)
     rms_norm_kernel[(batch * rows,)](
         x, weight, out, check_rows("x", x), eps,
-        C=channels, BLOCK=next_power_of_2(channels), num_warps=8,
+        C=channels, BLOCK=next_power_of_2(channels), num_warps=4,
     )  # fmt: skip
     return out

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..modules import ops
 from .norm import gate_residual, gate_residual_norm, layer_norm_modulate, rms_norm
-from .rope import rms_norm_rope
+from .rotary import rms_norm_rope, rope
 
 
 def ffn(layers: nn.Sequential, x: Tensor) -> Tensor:
@@ -26,6 +26,7 @@ FUSED = ops.Ops(
     name="triton",
     rms_norm=rms_norm,
     rms_norm_rope=rms_norm_rope,
+    rope=rope,
     layer_norm_modulate=layer_norm_modulate,
     gate_residual=gate_residual,
     gate_residual_norm=gate_residual_norm,

@@ -24,8 +24,14 @@ def rms_norm_rope(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, *, eps: f
     """
     wide = _wide(x)
     normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * weight.to(wide.dtype)
+    return rope(normed, cos, sin).to(x.dtype)
+
+
+def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotation of interleaved pairs head by head: x [B, L, C], cos and sin [L, D/2]."""
+    wide = _wide(x)
     batch, rows, channels = x.shape
-    pairs = normed.view(batch, rows, -1, cos.shape[-1], 2)  # [B, L, heads, D/2, 2]
+    pairs = wide.view(batch, rows, -1, cos.shape[-1], 2)  # [B, L, heads, D/2, 2]
     cos, sin = (t.to(wide.dtype)[None, :, None, :] for t in (cos, sin))
     even, odd = pairs.unbind(-1)
     rotated = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)

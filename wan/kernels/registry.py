@@ -15,7 +15,7 @@ import torch
 import triton
 from torch import Tensor
 
-from . import norm, reference, rope, vae
+from . import norm, reference, rotary, vae
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 Example = Callable[[torch.device | str, torch.Generator], Call]
@@ -37,7 +37,7 @@ class KernelSpec:
     launch: Callable[..., Any]
     reference: Callable[..., Any]
     example: Example
-    options: Mapping[str, int] = field(default_factory=lambda: {"num_warps": 8})
+    options: Mapping[str, int] = field(default_factory=lambda: {"num_warps": 4})
 
     def source(self) -> Any:
         """The `ASTSource` in the form that the installed triton (3.0–3.9) takes."""
@@ -62,13 +62,14 @@ def _rows(device: torch.device | str, generator: torch.Generator, *shape: int) -
     return torch.randn(*shape, device=device, generator=generator, dtype=torch.float32)
 
 
-def _example_rope(rows: int = 48, heads: int = 40, half: int = 64) -> Example:
+def _example_rope(rows: int = 48, heads: int = 40, half: int = 64, *, norm: bool = True) -> Example:
     def example(device: torch.device | str, generator: torch.Generator) -> Call:
         channels = heads * 2 * half
         angle = _rows(device, generator, rows, half) * 10
         x = _rows(device, generator, 1, rows, channels).bfloat16()
         weight = (1 + 0.1 * _rows(device, generator, channels)).bfloat16()
-        return (x, weight, angle.cos(), angle.sin()), {}
+        table = angle.cos(), angle.sin()
+        return ((x, weight, *table) if norm else (x, *table)), {}
 
     return example
 
@@ -124,7 +125,7 @@ _WIDE = {"C": 5120, "BLOCK": 8192}
 KERNELS: tuple[KernelSpec, ...] = (
     KernelSpec(
         name="rms_norm_rope",
-        fn=rope.rms_norm_rope_kernel,
+        fn=rotary.rms_norm_rope_kernel,
         signature={
             "x": "*bf16",
             "weight": "*bf16",
@@ -136,10 +137,29 @@ KERNELS: tuple[KernelSpec, ...] = (
             "out_stride": "i32",
             "eps": "fp32",
         },
-        constexprs={"HEADS": 40, "HALF": 64, "HEADS_BLOCK": 64, "HALF_BLOCK": 64},
-        launch=rope.rms_norm_rope,
+        constexprs={"HEADS": 40, "HALF": 64, "HEADS_BLOCK": 64, "HALF_BLOCK": 64, "NORM": True},
+        launch=rotary.rms_norm_rope,
         reference=reference.rms_norm_rope,
         example=_example_rope(),
+    ),
+    KernelSpec(
+        name="rope",
+        fn=rotary.rms_norm_rope_kernel,
+        signature={
+            "x": "*bf16",
+            "weight": "*bf16",
+            "cos": "*fp32",
+            "sin": "*fp32",
+            "out": "*bf16",
+            "rows": "i32",
+            "x_stride": "i32",
+            "out_stride": "i32",
+            "eps": "fp32",
+        },
+        constexprs={"HEADS": 40, "HALF": 64, "HEADS_BLOCK": 64, "HALF_BLOCK": 64, "NORM": False},
+        launch=rotary.rope,
+        reference=reference.rope,
+        example=_example_rope(norm=False),
     ),
     KernelSpec(
         name="rms_norm",
@@ -203,7 +223,6 @@ KERNELS: tuple[KernelSpec, ...] = (
         launch=vae.rms_norm_silu,
         reference=reference.rms_norm_silu,
         example=_example_vae(last=False),
-        options={"num_warps": 4},
     ),
     KernelSpec(
         name="rms_norm_silu_last",
@@ -213,6 +232,5 @@ KERNELS: tuple[KernelSpec, ...] = (
         launch=vae.rms_norm_silu,
         reference=reference.rms_norm_silu,
         example=_example_vae(last=True),
-        options={"num_warps": 4},
     ),
 )

@@ -117,10 +117,11 @@ def reference_map(
     if official:
         return official_reference_map(q, k, masks)
     weights = (masks / masks.sum(-1, keepdim=True).clamp(min=1)).to(q.dtype)  # [3, H·W]
-    values = weights.new_zeros(weights.shape[1], 8)  # kernels want a multiple of 8 columns
+    # as wide as the keys: the fast kernels take nothing else, and the padding costs them less than a slow one
+    values = weights.new_zeros(weights.shape[1], max(8, q.shape[-1]))
     values[:, :3] = weights.T
     values = values[None, :, None].expand(1, -1, q.shape[2], -1)
-    out = _backend("sdpa")(q, k, values)  # [1, L, N, 8]
+    out = _backend("sdpa")(q, k, values)  # [1, L, N, D]
     return out[0, :, :, :3].float().mean(1).T.contiguous()
 
 
@@ -180,10 +181,10 @@ class SingleStreamAttention(nn.Module):
         self, x: Tensor, k: Tensor, v: Tensor, runtime: Runtime, positions: Tensor | None = None
     ) -> Tensor:
         """x [1, L, dim] against k, v of `keys_values`; L = T·S tokens in (t, h, w) order."""
-        q = self.q_linear(x)[0].unflatten(-1, (self.num_heads, self.head_dim))  # [L, N, D]
+        q = self.q_linear(x)
         if positions is not None:
-            q = self.rotate(q.transpose(0, 1)[None], positions)[0].transpose(0, 1)
-        q = q.unflatten(0, (k.shape[0], -1))  # [T, S, N, D]
+            q = runtime.ops.rope(q, *self.rotate.table(positions))
+        q = q[0].unflatten(-1, (self.num_heads, self.head_dim)).unflatten(0, (k.shape[0], -1))  # [T, S, N, D]
         return self.proj(runtime.attention(q, k, v).reshape(x.shape))
 
     def absorb(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -191,13 +192,14 @@ class SingleStreamAttention(nn.Module):
         values [T, N·M, C].
 
         (x·Wq + b)·k = x·(Wqᵀk) + b·k, and Wo·Σ pᵢvᵢ = Σ pᵢ(Wo·vᵢ): exact algebra, worth it for M ≪ D. Not
-        with L-RoPE, which stands between Wq and k (performance.md §3.2).
+        with L-RoPE, which stands between Wq and k (performance.md §3.2). The weights of a head sum to 1, so
+        the output's bias goes into the values, a share to each head.
         """
         k = k * self.head_dim**-0.5
         into = self.q_linear.weight.unflatten(0, (self.num_heads, self.head_dim))  # [N, D, C]
         out_of = self.proj.weight.unflatten(1, (self.num_heads, self.head_dim))  # [C, N, D]
         keys = torch.einsum("tmnd,ndc->tcnm", k, into).flatten(2)
-        values = torch.einsum("tmnd,cnd->tnmc", v, out_of).flatten(1, 2)
+        values = torch.einsum("tmnd,cnd->tnmc", v, out_of).flatten(1, 2) + self.proj.bias / self.num_heads
         if self.q_linear.bias is None:
             bias = keys.new_zeros(keys.shape[0], 1, keys.shape[2])
         else:
@@ -210,7 +212,7 @@ class SingleStreamAttention(nn.Module):
         frames = x[0].unflatten(0, (keys.shape[0], -1))  # [T, S, C]
         scores = torch.baddbmm(bias, frames, keys)  # [T, S, N·M]
         weights = scores.unflatten(-1, (self.num_heads, -1)).softmax(-1).flatten(2)
-        return torch.baddbmm(self.proj.bias, weights, values).view(x.shape)
+        return torch.bmm(weights, values).view(x.shape)
 
     def forward(
         self,

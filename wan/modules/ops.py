@@ -28,7 +28,12 @@ def rms_norm(x: Tensor, weight: Tensor, *, eps: float = 1e-6) -> Tensor:
 
 def rms_norm_rope(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, *, eps: float = 1e-6) -> Tensor:
     """RMSNorm over all heads together, then RoPE within each head: [B, L, C] → [B, L, C]."""
-    heads = rms_norm(x, weight, eps=eps).unflatten(-1, (-1, 2 * cos.shape[-1]))  # [B, L, N, D]
+    return rope(rms_norm(x, weight, eps=eps), cos, sin)
+
+
+def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """RoPE within each head of x [B, L, C] by the angles of cos and sin [L, D/2]."""
+    heads = x.unflatten(-1, (-1, 2 * cos.shape[-1]))
     return rotate(heads, cos[:, None], sin[:, None]).flatten(-2).to(x.dtype)
 
 
@@ -89,6 +94,7 @@ class Ops:
     gate_residual: Callable[..., Tensor]
     gate_residual_norm: Callable[..., tuple[Tensor, Tensor]]
     rms_norm: Callable[..., Tensor] = rms_norm
+    rope: Callable[..., Tensor] = rope
     qkv: Callable[..., tuple[Tensor, Tensor, Tensor]] = qkv
     ffn: Callable[..., Tensor] = ffn
 

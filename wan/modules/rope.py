@@ -72,8 +72,12 @@ class RotaryPositionalEmbedding1D(nn.Module):
         self.head_dim = head_dim
         self.base = THETA
 
+    def table(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Positions [L] → cos and sin of the angles, [L, D/2] fp32."""
+        exponent = torch.arange(0, self.head_dim, 2, device=positions.device).float() / self.head_dim
+        angles = positions.float()[:, None] * (1.0 / self.base**exponent)
+        return angles.cos(), angles.sin()
+
     def forward(self, x: Tensor, pos_indices: Tensor) -> Tensor:
         """x [B, N, L, D], pos_indices [L] → [B, N, L, D]."""
-        exponent = torch.arange(0, self.head_dim, 2, device=x.device).float() / self.head_dim
-        angles = pos_indices.float()[:, None] * (1.0 / self.base**exponent)  # [L, D/2]
-        return rotate(x, angles.cos(), angles.sin()).to(x.dtype)
+        return rotate(x, *self.table(pos_indices)).to(x.dtype)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from torch import Tensor, empty_like
+from torch import Tensor, contiguous_format, empty_like
 
 from ._launch import check_rows, next_power_of_2
 
@@ -13,6 +13,7 @@ from ._launch import check_rows, next_power_of_2
 def rms_norm_rope_kernel(
     x, weight, cos, sin, out, rows, x_stride, out_stride, eps,
     HEADS: tl.constexpr, HALF: tl.constexpr, HEADS_BLOCK: tl.constexpr, HALF_BLOCK: tl.constexpr,
+    NORM: tl.constexpr,
 ):  # fmt: skip
     """One program a row of [HEADS, 2·HALF] channels; cos and sin [rows, HALF] repeat for every sample."""
     row = tl.program_id(0).to(tl.int64)
@@ -21,9 +22,10 @@ def rms_norm_rope_kernel(
     mask = (head < HEADS) & (lane < 2 * HALF)
     offset = head * (2 * HALF) + lane
     value = tl.load(x + row * x_stride + offset, mask=mask, other=0.0).to(tl.float32)
-    mean = tl.sum(tl.sum(value * value, axis=1), axis=0) / (HEADS * 2 * HALF)
-    w = tl.load(weight + offset, mask=mask, other=0.0).to(tl.float32)
-    value = value * tl.rsqrt(mean + eps) * w
+    if NORM:
+        mean = tl.sum(tl.sum(value * value, axis=1), axis=0) / (HEADS * 2 * HALF)
+        w = tl.load(weight + offset, mask=mask, other=0.0).to(tl.float32)
+        value = value * tl.rsqrt(mean + eps) * w
     even, odd = tl.split(tl.reshape(value, (HEADS_BLOCK, HALF_BLOCK, 2)))
     freq = tl.arange(0, HALF_BLOCK)
     base = (row % rows) * HALF + freq
@@ -40,18 +42,29 @@ def rms_norm_rope(
 
     `out` may be `x` itself. Returns [B, L, C] in x's dtype. Reference: `wan.kernels.reference.rms_norm_rope`.
     """
+    return _rope(x, weight, cos, sin, eps, out)
+
+
+def rope(x: Tensor, cos: Tensor, sin: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """The rotation alone, as L-RoPE needs it: x [B, L, C], cos and sin [L, D/2] fp32."""
+    return _rope(x, None, cos, sin, 0.0, out)
+
+
+def _rope(
+    x: Tensor, weight: Tensor | None, cos: Tensor, sin: Tensor, eps: float, out: Tensor | None
+) -> Tensor:
     x_stride = check_rows("x", x)
-    out = empty_like(x) if out is None else out
+    out = empty_like(x, memory_format=contiguous_format) if out is None else out
     out_stride = check_rows("out", out)
     batch, rows, channels = x.shape
     half = cos.shape[-1]
     if cos.shape != (rows, half) or sin.shape != cos.shape or channels % (2 * half):
-        msg = f"rms_norm_rope: x {tuple(x.shape)} wants cos and sin [{rows}, D/2], got {tuple(cos.shape)}"
+        msg = f"rope: x {tuple(x.shape)} wants cos and sin [{rows}, D/2], got {tuple(cos.shape)}"
         raise ValueError(msg)
     heads = channels // (2 * half)
     rms_norm_rope_kernel[(batch * rows,)](
-        x, weight, cos, sin, out, rows, x_stride, out_stride, eps,
+        x, x if weight is None else weight, cos, sin, out, rows, x_stride, out_stride, eps,
         HEADS=heads, HALF=half, HEADS_BLOCK=next_power_of_2(heads), HALF_BLOCK=next_power_of_2(half),
-        num_warps=8,
+        NORM=weight is not None, num_warps=4,
     )  # fmt: skip
     return out
