@@ -322,7 +322,7 @@ def denoise(
     times = model.embed_time(timesteps[:-1])
     teacache = _teacache(times, guidance, options)
     shape = (16, *encoded.y.shape[2:])
-    latents = torch.randn(shape, dtype=torch.float32, device=device, generator=generator)
+    latents = draw(shape, torch.float32, device, generator)
     latents = _with_known(latents, encoded.motion, timesteps[0], generator)
     for i in range(options.steps):
         report.stage("denoise")
@@ -337,6 +337,13 @@ def denoise(
         latents = _with_known(latents, encoded.motion, timesteps[i + 1], generator)
         report.stage("denoise", steps=1)
     return latents
+
+
+def draw(
+    shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, generator: torch.Generator
+) -> Tensor:
+    """Every random number of a generation comes from here: standard normal noise."""
+    return torch.randn(shape, dtype=dtype, device=device, generator=generator)
 
 
 def _teacache(times: Any, guidance: Guidance, options: Options) -> TeaCache | None:
@@ -355,7 +362,7 @@ def _with_known(latents: Tensor, motion: Tensor | None, t: Tensor, generator: to
     """The known latent frames replaced by themselves at noise level u = t/1000: (1 − u)·motion + u·noise."""
     if motion is None:
         return latents
-    noise = torch.randn(motion.shape, dtype=motion.dtype, device=motion.device, generator=generator)
+    noise = draw(tuple(motion.shape), motion.dtype, motion.device, generator)
     u = t / 1000
     known = (1 - u) * motion.float() + u * noise.float()
     return torch.cat((known, latents[:, motion.shape[1] :]), dim=1)

@@ -29,7 +29,8 @@ class ImageFeatures:
     """Stands for CLIP: fixed features plus a trace of the frame, so that a wrong frame shows."""
 
     def visual(self, videos: list[torch.Tensor]) -> torch.Tensor:
-        return goldens.seeded.randn("pipe.clip", (1, 257, 1280)) + 0.1 * videos[0].mean()
+        fixed = goldens.seeded.randn("pipe.clip", (1, 257, 1280)).to(videos[0].device)
+        return fixed + 0.1 * videos[0].mean()
 
 
 def texts(prompts: list[str], device: torch.device) -> list[torch.Tensor]:
@@ -55,13 +56,20 @@ class Recorder(WanModel):
 
 @pytest.fixture
 def pipeline() -> MultiTalkPipeline:
+    return make_pipeline("cpu")
+
+
+def make_pipeline(device: str) -> MultiTalkPipeline:
     model = goldens.fill(Recorder(**goldens.config("dit_single_fp32")), "dit_single_fp32")
     vae = goldens.fill(VideoVAE(**vae_sizes()), "vae_tiny")
     parts = Parts(
-        model=model, vae=WanVAE(model=vae, device="cpu"), text_encoder=texts, image_encoder=ImageFeatures()
+        model=model.to(device),
+        vae=WanVAE(model=vae, device=device),
+        text_encoder=texts,
+        image_encoder=ImageFeatures(),
     )
     config = replace(WAN_CONFIGS["multitalk-14B"], param_dtype_name="float32")
-    return MultiTalkPipeline.from_parts(config, parts, "cpu", buckets=BUCKETS)
+    return MultiTalkPipeline.from_parts(config, parts, device, buckets=BUCKETS)
 
 
 def vae_sizes() -> dict:
