@@ -1,4 +1,4 @@
-"""The whole `generate` on a GPU: given the CPU's noise it reproduces the golden loop, wherever weights wait."""
+"""The whole `generate` on a GPU: from the CPU's noise the golden loop, wherever the weights wait."""
 
 from __future__ import annotations
 

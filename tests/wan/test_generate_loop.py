@@ -162,7 +162,7 @@ def test_short_speech_makes_a_short_video(n_audio: int, pipeline: MultiTalkPipel
 
 
 def test_teacache_with_two_passes_leaves_nothing_behind(pipeline: MultiTalkPipeline) -> None:
-    """Specification §9 D3 and D4: a second run, and a run of another pipeline kind between, change nothing."""
+    """Specification §9 D3 and D4: a second run, or another kind between, changes nothing."""
     case = {"humans": 1, "n_audio": 20, "mode": "clip", "tea": True, "steps": 8, "tg": 1.0}
     first = pipeline.generate(job(case), **arguments(case))
     other = CASES["clip1_teacache"]["case"]
