@@ -228,7 +228,7 @@ def test_wrong_credentials_are_one_clear_error_without_them() -> None:
 def test_no_server_at_all() -> None:
     with serve(LocalIndex()) as server:
         pass
-    with pytest.raises(InfrastructureError, match="could not be read after 4 attempts") as caught:
+    with pytest.raises(InfrastructureError, match="could not be read after 5 attempts") as caught:
         index_of(server).links("thing")
     assert "nothing was changed" in caught.value.fix
 

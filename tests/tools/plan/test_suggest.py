@@ -57,11 +57,15 @@ def test_newest_pair_of_one_torch(run) -> None:  # type: ignore[no-untyped-def]
 
 
 def test_refused_and_degraded_candidates_say_why(run) -> None:  # type: ignore[no-untyped-def]
-    mistaken = {x["version"]: x for x in json.loads(run("--torch", "2.9.0", "--json").stdout)["xformers"]}
+    done = run("--torch", "2.9.0", "--json")
+    assert done.exit_code == 0, done.output
+    mistaken = {x["version"]: x for x in json.loads(done.stdout)["xformers"]}
     assert mistaken["0.0.33.post1"]["verdict"] == "fits"
     assert mistaken["0.0.33"]["verdict"] == "refused"
     assert "NEEDED libcudart.so.13" in mistaken["0.0.33"]["source"]
-    newest = json.loads(run("--torch", "2.13.0", "--json").stdout)
+    done = run("--torch", "2.13.0", "--json")
+    assert done.exit_code == 0, done.output
+    newest = json.loads(done.stdout)
     assert newest["best"] is not None
     assert {x["version"]: x["verdict"] for x in newest["xformers"]}["0.0.35"] == "degraded"
 

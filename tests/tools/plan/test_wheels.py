@@ -177,7 +177,7 @@ def test_flaky_server_is_tried_again(files: dict[str, bytes], tmp_path: Path) ->
 
 def test_failing_server_is_one_clear_error(files: dict[str, bytes], tmp_path: Path) -> None:
     with serve(LocalIndex(files=files, failures=99)) as server:
-        with pytest.raises(InfrastructureError, match=r"after 4 attempts: HTTP status 503") as caught:
+        with pytest.raises(InfrastructureError, match=r"after 5 attempts: HTTP status 503") as caught:
             wheels_of(server, tmp_path).facts("xformers", "0.0.31", **HERE)
         assert "nothing was changed" in caught.value.fix
     assert not list((tmp_path / "pages").glob("*")) if (tmp_path / "pages").exists() else True

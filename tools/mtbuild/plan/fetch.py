@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Answer", "Fetcher", "NoRanges"]
 
-_ATTEMPTS = 4
+_ATTEMPTS = 5
 _FLAKY = frozenset({408, 425, 429, 500, 502, 503, 504})
 _REDIRECTS = 8
 _LONGEST_WAIT_S = 20.0
@@ -52,7 +52,7 @@ class Fetcher:
     none reaches another host.
     """
 
-    def __init__(self, settings: IndexSettings, *, backoff_s: float = 0.25, timeout_s: float = 30.0) -> None:
+    def __init__(self, settings: IndexSettings, *, backoff_s: float = 0.3, timeout_s: float = 30.0) -> None:
         self._settings = settings
         self._backoff_s = backoff_s
         self._timeout_s = timeout_s
