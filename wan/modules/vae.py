@@ -14,8 +14,20 @@ from itertools import pairwise
 from os import PathLike
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from wan.modules.vae_layers import (
+    CausalCache,
+    CausalConv3d,
+    Downsample,
+    NormSiLU,
+    NormSiluFn,
+    ResidualBlock,
+    Upsample,
+    middle,
+    norm_silu_eager,
+    run,
+)
 
 __all__ = ["CausalCache", "VideoVAE", "WanVAE"]
 
@@ -30,159 +42,6 @@ LATENT_STD = (
     2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
     3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160,
 )  # fmt: skip
-
-
-class CausalCache:
-    """What the temporal layers of one running encode or decode remember: layer → its last input frames.
-
-    It lives outside the network, so one network can serve several videos at the same time.
-    """
-
-    def __init__(self) -> None:
-        self._tails: dict[nn.Module, Tensor] = {}
-
-    def push(self, layer: nn.Module, x: Tensor, keep: int) -> Tensor:
-        """Put the remembered frames (at first zeros) in front of x [B,C,T,H,W]; remember its last `keep`."""
-        past = self._tails.get(layer)
-        if past is None:
-            past = x.new_zeros(x.shape[0], x.shape[1], keep, *x.shape[3:])
-        x = torch.cat([past, x], dim=2)  # [B, C, keep + T, H, W]
-        self._tails[layer] = x[:, :, -keep:].clone()  # a clone: a view would keep all of x alive
-        return x
-
-    def started(self, layer: nn.Module) -> bool:
-        """Whether this layer has seen frame 0."""
-        return layer in self._tails
-
-    def start(self, layer: nn.Module, tail: Tensor) -> None:
-        """Remember `tail` as the layer's last input frames."""
-        self._tails[layer] = tail.clone()
-
-
-class CausalConv3d(nn.Conv3d):
-    """Conv3d whose temporal padding lies wholly in the past: out[t] sees in[t−k+1 … t]. Spatially 'same'."""
-
-    def __init__(
-        self, in_dim: int, out_dim: int, kernel: int | tuple[int, int, int], spatial_pad: int = 0
-    ) -> None:
-        super().__init__(in_dim, out_dim, kernel, padding=(0, spatial_pad, spatial_pad))
-
-    def forward(self, x: Tensor, cache: CausalCache) -> Tensor:
-        """x [B,C,T,H,W] → [B,C',T,H,W]."""
-        history = self.kernel_size[0] - 1
-        return super().forward(cache.push(self, x, history) if history else x)
-
-
-class ChannelRMSNorm(nn.Module):
-    """x / ‖x‖₂ over the channels · √C · gamma (L2 normalisation: no epsilon under the root)."""
-
-    def __init__(self, dim: int, spatial_dims: int) -> None:
-        super().__init__()
-        self.gamma = nn.Parameter(torch.ones(dim, *(1,) * spatial_dims))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x [B,C,...] → same shape and dtype."""
-        inverse = torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min_(1e-12).reciprocal_()
-        return (x * inverse.to(x.dtype)).mul_(self.gamma * x.shape[1] ** 0.5)
-
-
-class ResidualBlock(nn.Module):
-    """(norm, SiLU, conv) twice plus the raw input, through a 1×1×1 convolution where the width changes."""
-
-    def __init__(self, in_dim: int, out_dim: int, dropout: float = 0.0) -> None:
-        super().__init__()
-        self.residual = nn.Sequential(
-            ChannelRMSNorm(in_dim, 3),
-            nn.SiLU(inplace=True),
-            CausalConv3d(in_dim, out_dim, 3, 1),
-            ChannelRMSNorm(out_dim, 3),
-            nn.SiLU(inplace=True),
-            nn.Dropout(dropout),
-            CausalConv3d(out_dim, out_dim, 3, 1),
-        )
-        self.shortcut = CausalConv3d(in_dim, out_dim, 1) if in_dim != out_dim else None
-
-    def forward(self, x: Tensor, cache: CausalCache) -> Tensor:
-        """x [B,C,T,H,W] → [B,C',T,H,W]."""
-        shortcut = x if self.shortcut is None else self.shortcut(x, cache)
-        return run(self.residual, x, cache) + shortcut
-
-
-class FrameAttention(nn.Module):
-    """Self-attention over the pixels of each frame: one head, no positions."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.norm = ChannelRMSNorm(dim, 2)
-        self.to_qkv = nn.Conv2d(dim, 3 * dim, 1)
-        self.proj = nn.Conv2d(dim, dim, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x [B,C,T,H,W] → same shape."""
-        b, c, t, h, w = x.shape
-        frames = x.transpose(1, 2).reshape(b * t, c, h, w)
-        qkv = self.to_qkv(self.norm(frames)).flatten(2).mT.unsqueeze(1)  # [BT, 1, HW, 3C]
-        q, k, v = qkv.chunk(3, dim=-1)
-        y = F.scaled_dot_product_attention(q.contiguous(), k.contiguous(), v.contiguous())
-        y = y.squeeze(1).mT.reshape(b * t, c, h, w)
-        return x + self.proj(y).view(b, t, c, h, w).transpose(1, 2)
-
-
-class Downsample(nn.Module):
-    """Halve height and width; with `temporal` also the frames, except frame 0, which stays as it is."""
-
-    def __init__(self, dim: int, *, temporal: bool) -> None:
-        super().__init__()
-        self.resample = nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(dim, dim, 3, stride=2))
-        if temporal:
-            self.time_conv = nn.Conv3d(dim, dim, (3, 1, 1), stride=(2, 1, 1))
-        self.temporal = temporal
-
-    def forward(self, x: Tensor, cache: CausalCache) -> Tensor:
-        """x [B,C,T,H,W] → [B,C,T',H/2,W/2]; T' = 1 + (T−1)/2 at the start of a video, else T/2."""
-        x = per_frame(self.resample, x)
-        if not self.temporal:
-            return x
-        if cache.started(self.time_conv):
-            return self.time_conv(cache.push(self.time_conv, x, 1))
-        cache.start(self.time_conv, x[:, :, -1:])
-        first = x[:, :, :1]
-        return first if x.shape[2] == 1 else torch.cat([first, self.time_conv(x)], dim=2)
-
-
-class Upsample(nn.Module):
-    """Double height and width, halve the channels; with `temporal` also double the frames, except frame 0."""
-
-    def __init__(self, dim: int, *, temporal: bool) -> None:
-        super().__init__()
-        self.resample = nn.Sequential(
-            nn.Upsample(scale_factor=2.0, mode="nearest-exact"), nn.Conv2d(dim, dim // 2, 3, padding=1)
-        )
-        if temporal:
-            self.time_conv = CausalConv3d(dim, 2 * dim, (3, 1, 1))
-        self.temporal = temporal
-
-    def forward(self, x: Tensor, cache: CausalCache) -> Tensor:
-        """x [B,C,T,H,W] → [B,C/2,T',2H,2W]; T' = 1 + 2(T−1) at the start of a video, else 2T."""
-        return per_frame(self.resample, self._double_frames(x, cache) if self.temporal else x)
-
-    def _double_frames(self, x: Tensor, cache: CausalCache) -> Tensor:
-        # Frame 0 is not doubled, and it is no history either: the first doubled frame sees zeros before it.
-        if cache.started(self):
-            return self._interleave(self.time_conv(x, cache))
-        cache.start(self, x[:, :, :0])
-        first, rest = x[:, :, :1], x[:, :, 1:]
-        return (
-            first
-            if rest.shape[2] == 0
-            else torch.cat([first, self._interleave(self.time_conv(rest, cache))], dim=2)
-        )
-
-    @staticmethod
-    def _interleave(x: Tensor) -> Tensor:
-        """[B,2C,T,H,W] → [B,C,2T,H,W]: the two halves of the channels are two successive frames."""
-        b, c, t, h, w = x.shape
-        return x.view(b, 2, c // 2, t, h, w).permute(0, 2, 3, 1, 4, 5).reshape(b, c // 2, 2 * t, h, w)
 
 
 class Encoder3d(nn.Module):
@@ -207,9 +66,7 @@ class Encoder3d(nn.Module):
                 stages.append(Downsample(outer, temporal=temporal[level]))
         self.downsamples = nn.Sequential(*stages)
         self.middle = middle(outer, dropout)
-        self.head = nn.Sequential(
-            ChannelRMSNorm(outer, 3), nn.SiLU(inplace=True), CausalConv3d(outer, z_dim, 3, 1)
-        )
+        self.head = nn.Sequential(NormSiLU(outer), nn.Identity(), CausalConv3d(outer, z_dim, 3, 1))
 
     def forward(self, x: Tensor, cache: CausalCache) -> Tensor:
         """One piece of a video; see the class for the shapes."""
@@ -242,9 +99,7 @@ class Decoder3d(nn.Module):
             if level < len(temporal):
                 stages.append(Upsample(outer, temporal=temporal[level]))
         self.upsamples = nn.Sequential(*stages)
-        self.head = nn.Sequential(
-            ChannelRMSNorm(outer, 3), nn.SiLU(inplace=True), CausalConv3d(outer, 3, 3, 1)
-        )
+        self.head = nn.Sequential(NormSiLU(outer), nn.Identity(), CausalConv3d(outer, 3, 3, 1))
 
     def forward(self, z: Tensor, cache: CausalCache) -> Tensor:
         """One piece of a latent video; see the class for the shapes."""
@@ -252,30 +107,6 @@ class Decoder3d(nn.Module):
         x = run(self.middle, x, cache)
         x = run(self.upsamples, x, cache)
         return run(self.head, x, cache)
-
-
-def middle(dim: int, dropout: float) -> nn.Sequential:
-    """The bottleneck of both halves."""
-    return nn.Sequential(
-        ResidualBlock(dim, dim, dropout), FrameAttention(dim), ResidualBlock(dim, dim, dropout)
-    )
-
-
-def run(layers: nn.Sequential, x: Tensor, cache: CausalCache) -> Tensor:
-    """Apply the layers in order; those that look at past frames also get the cache."""
-    for layer in layers:
-        x = layer(x, cache) if isinstance(layer, _TEMPORAL) else layer(x)
-    return x
-
-
-def per_frame(layer: nn.Module, x: Tensor) -> Tensor:
-    """Apply a 2-D layer to every frame of x [B,C,T,H,W]."""
-    b, c, t, h, w = x.shape
-    y = layer(x.transpose(1, 2).reshape(b * t, c, h, w))
-    return y.view(b, t, *y.shape[1:]).transpose(1, 2)
-
-
-_TEMPORAL = (CausalConv3d, ResidualBlock, Downsample, Upsample)
 
 
 class VideoVAE(nn.Module):
@@ -301,11 +132,26 @@ class VideoVAE(nn.Module):
             )
             raise ValueError(msg)
         self.z_dim = z_dim
+        self.norm_silu: NormSiluFn = norm_silu_eager
+        self.format = torch.contiguous_format
         down = tuple(temperal_downsample)
         self.encoder = Encoder3d(dim, 2 * z_dim, dim_mult, num_res_blocks, down, dropout)
         self.conv1 = CausalConv3d(2 * z_dim, 2 * z_dim, 1)
         self.conv2 = CausalConv3d(z_dim, z_dim, 1)
         self.decoder = Decoder3d(dim, z_dim, dim_mult, num_res_blocks, down[::-1], dropout)
+
+    def use(self, *, norm_silu: NormSiluFn | None = None, channels_last: bool | None = None) -> VideoVAE:
+        """Choose how to compute, not what: a fused norm and SiLU, the memory format of convolutions."""
+        if norm_silu is not None:
+            self.norm_silu = norm_silu
+        if channels_last is not None:
+            self.format = torch.channels_last_3d if channels_last else torch.contiguous_format
+            flat = torch.channels_last if channels_last else torch.contiguous_format
+            for module in self.modules():
+                if isinstance(module, nn.Conv3d | nn.Conv2d):
+                    wanted = self.format if isinstance(module, nn.Conv3d) else flat
+                    module.weight.data = module.weight.data.contiguous(memory_format=wanted)
+        return self
 
     def encode(self, x: Tensor, scale: tuple[Tensor, Tensor], chunk: int = 1) -> Tensor:
         """Video [B,3,1+4n,8h,8w] in [−1,1] → normalised latents [B,z,1+n,h,w], `chunk` latents at a time.
@@ -317,9 +163,9 @@ class VideoVAE(nn.Module):
         total = 1 + (frames - 1) // TEMPORAL_STRIDE
         z = x.new_empty(b, self.z_dim, total, height // SPATIAL_STRIDE, width // SPATIAL_STRIDE)
         mean, inverse_std = (s.view(1, -1, 1, 1, 1) for s in scale)
-        cache = CausalCache()
+        cache = CausalCache(self.norm_silu)
         for start, stop in pieces(total, chunk):
-            clip = x[:, :, first_frame(start) : first_frame(stop)]
+            clip = x[:, :, first_frame(start) : first_frame(stop)].contiguous(memory_format=self.format)
             mu = self.conv1(self.encoder(clip, cache), cache)[:, : self.z_dim]
             z[:, :, start:stop] = (mu - mean) * inverse_std
         return z
@@ -337,10 +183,10 @@ class VideoVAE(nn.Module):
     def decode_pieces(self, z: Tensor, scale: tuple[Tensor, Tensor], chunk: int = 1) -> Iterator[Tensor]:
         """The pieces of `decode` as they get ready: [B,3,·,8h,8w] of 1, 4, 4, … frames for chunk = 1."""
         mean, inverse_std = (s.view(1, -1, 1, 1, 1) for s in scale)
-        cache = CausalCache()
+        cache = CausalCache(self.norm_silu)
         z = self.conv2(z / inverse_std + mean, cache)
         for start, stop in pieces(z.shape[2], chunk):
-            yield self.decoder(z[:, :, start:stop], cache)
+            yield self.decoder(z[:, :, start:stop].contiguous(memory_format=self.format), cache)
 
 
 def first_frame(latent: int) -> int:

@@ -1,0 +1,222 @@
+"""The layers of the causal video VAE, and what travels with one running encode or decode.
+
+Every temporal layer keeps the last frames it has seen in a `CausalCache`, so any split of a video into pieces
+gives the same numbers. Source: multitalk.md §4.5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+NormSiluFn = Callable[[Tensor, Tensor], Tensor]
+"""norm_silu(x [B,C,T,H,W], gamma [C,1,1,1]) → SiLU(norm(x)), as `wan.kernels.rms_norm_silu`."""
+
+
+class CausalCache:
+    """What goes through one running encode or decode: each temporal layer's last input frames, and how
+    norm and SiLU are computed.
+
+    It lives outside the network, so one network can serve several videos at the same time.
+    """
+
+    def __init__(self, norm_silu: NormSiluFn | None = None) -> None:
+        self.norm_silu = norm_silu or norm_silu_eager
+        self._tails: dict[nn.Module, Tensor] = {}
+
+    def push(self, layer: nn.Module, x: Tensor, keep: int) -> Tensor:
+        """Put the remembered frames (at first zeros) in front of x [B,C,T,H,W]; remember its last `keep`."""
+        past = self._tails.get(layer)  # both ways keep x's memory format
+        x = F.pad(x, (0, 0, 0, 0, keep, 0)) if past is None else torch.cat([past, x], dim=2)
+        self._tails[layer] = x[:, :, -keep:].clone()  # a clone: a view would keep all of x alive
+        return x
+
+    def started(self, layer: nn.Module) -> bool:
+        """Whether this layer has seen frame 0."""
+        return layer in self._tails
+
+    def start(self, layer: nn.Module, tail: Tensor) -> None:
+        """Remember `tail` as the layer's last input frames."""
+        self._tails[layer] = tail.clone()
+
+
+class CausalConv3d(nn.Conv3d):
+    """Conv3d whose temporal padding lies wholly in the past: out[t] sees in[t−k+1 … t]. Spatially 'same'."""
+
+    def __init__(
+        self, in_dim: int, out_dim: int, kernel: int | tuple[int, int, int], spatial_pad: int = 0
+    ) -> None:
+        super().__init__(in_dim, out_dim, kernel, padding=(0, spatial_pad, spatial_pad))
+
+    def forward(self, x: Tensor, cache: CausalCache) -> Tensor:
+        """x [B,C,T,H,W] → [B,C',T,H,W]."""
+        history = self.kernel_size[0] - 1
+        return super().forward(cache.push(self, x, history) if history else x)
+
+
+def channel_rms_norm(x: Tensor, gamma: Tensor) -> Tensor:
+    """x [B,C,...] / ‖x‖₂ over the channels · √C · gamma [C,1,...]: same shape and dtype."""
+    inverse = torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min_(1e-12).reciprocal_()
+    return (x * inverse.to(x.dtype)).mul_(gamma * x.shape[1] ** 0.5)
+
+
+def norm_silu_eager(x: Tensor, gamma: Tensor) -> Tensor:
+    """SiLU(channel_rms_norm(x)); x stays."""
+    return F.silu(channel_rms_norm(x, gamma), inplace=True)
+
+
+class ChannelRMSNorm(nn.Module):
+    """x / ‖x‖₂ over the channels · √C · gamma (L2 normalisation: no epsilon under the root)."""
+
+    def __init__(self, dim: int, spatial_dims: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(dim, *(1,) * spatial_dims))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B,C,...] → same shape and dtype."""
+        return channel_rms_norm(x, self.gamma)
+
+
+class NormSiLU(ChannelRMSNorm):
+    """The norm with SiLU behind it, as one step that a fused kernel can take over."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim, 3)
+
+    def forward(self, x: Tensor, cache: CausalCache) -> Tensor:
+        """x [B,C,T,H,W] → same shape and dtype."""
+        return cache.norm_silu(x, self.gamma)
+
+
+class ResidualBlock(nn.Module):
+    """(norm, SiLU, conv) twice plus the raw input, through a 1×1×1 convolution where the width changes."""
+
+    def __init__(self, in_dim: int, out_dim: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.residual = nn.Sequential(
+            NormSiLU(in_dim),
+            nn.Identity(),  # keeps the checkpoint's numbers: SiLU had this one
+            CausalConv3d(in_dim, out_dim, 3, 1),
+            NormSiLU(out_dim),
+            nn.Identity(),
+            nn.Dropout(dropout),
+            CausalConv3d(out_dim, out_dim, 3, 1),
+        )
+        self.shortcut = CausalConv3d(in_dim, out_dim, 1) if in_dim != out_dim else None
+
+    def forward(self, x: Tensor, cache: CausalCache) -> Tensor:
+        """x [B,C,T,H,W] → [B,C',T,H,W]."""
+        shortcut = x if self.shortcut is None else self.shortcut(x, cache)
+        return run(self.residual, x, cache) + shortcut
+
+
+class FrameAttention(nn.Module):
+    """Self-attention over the pixels of each frame: one head, no positions."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = ChannelRMSNorm(dim, 2)
+        self.to_qkv = nn.Conv2d(dim, 3 * dim, 1)
+        self.proj = nn.Conv2d(dim, dim, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B,C,T,H,W] → same shape."""
+        b, c, t, h, w = x.shape
+        frames = x.transpose(1, 2).reshape(b * t, c, h, w)
+        qkv = self.to_qkv(self.norm(frames)).flatten(2).mT.unsqueeze(1)  # [BT, 1, HW, 3C]
+        q, k, v = qkv.chunk(3, dim=-1)
+        y = F.scaled_dot_product_attention(q.contiguous(), k.contiguous(), v.contiguous())
+        y = y.squeeze(1).mT.reshape(b * t, c, h, w)
+        return x + self.proj(y).view(b, t, c, h, w).transpose(1, 2)
+
+
+class Downsample(nn.Module):
+    """Halve height and width; with `temporal` also the frames, except frame 0, which stays as it is."""
+
+    def __init__(self, dim: int, *, temporal: bool) -> None:
+        super().__init__()
+        self.resample = nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(dim, dim, 3, stride=2))
+        if temporal:
+            self.time_conv = nn.Conv3d(dim, dim, (3, 1, 1), stride=(2, 1, 1))
+        self.temporal = temporal
+
+    def forward(self, x: Tensor, cache: CausalCache) -> Tensor:
+        """x [B,C,T,H,W] → [B,C,T',H/2,W/2]; T' = 1 + (T−1)/2 at the start of a video, else T/2."""
+        x = per_frame(self.resample, x)
+        if not self.temporal:
+            return x
+        if cache.started(self.time_conv):
+            return self.time_conv(cache.push(self.time_conv, x, 1))
+        cache.start(self.time_conv, x[:, :, -1:])
+        first = x[:, :, :1]
+        return first if x.shape[2] == 1 else torch.cat([first, self.time_conv(x)], dim=2)
+
+
+class Upsample(nn.Module):
+    """Double height and width, halve the channels; with `temporal` also double the frames, except frame 0."""
+
+    def __init__(self, dim: int, *, temporal: bool) -> None:
+        super().__init__()
+        self.resample = nn.Sequential(
+            nn.Upsample(scale_factor=2.0, mode="nearest-exact"), nn.Conv2d(dim, dim // 2, 3, padding=1)
+        )
+        if temporal:
+            self.time_conv = CausalConv3d(dim, 2 * dim, (3, 1, 1))
+        self.temporal = temporal
+
+    def forward(self, x: Tensor, cache: CausalCache) -> Tensor:
+        """x [B,C,T,H,W] → [B,C/2,T',2H,2W]; T' = 1 + 2(T−1) at the start of a video, else 2T."""
+        return per_frame(self.resample, self._double_frames(x, cache) if self.temporal else x)
+
+    def _double_frames(self, x: Tensor, cache: CausalCache) -> Tensor:
+        # Frame 0 is not doubled, and it is no history either: the first doubled frame sees zeros before it.
+        if cache.started(self):
+            return self._interleave(self.time_conv(x, cache))
+        cache.start(self, x[:, :, :0])
+        first, rest = x[:, :, :1], x[:, :, 1:]
+        return (
+            first
+            if rest.shape[2] == 0
+            else torch.cat([first, self._interleave(self.time_conv(rest, cache))], dim=2)
+        )
+
+    @staticmethod
+    def _interleave(x: Tensor) -> Tensor:
+        """[B,2C,T,H,W] → [B,C,2T,H,W]: the two halves of the channels are two successive frames."""
+        b, c, t, h, w = x.shape
+        y = x.new_empty(b, c // 2, 2 * t, h, w).to(memory_format=memory_format(x))
+        y[:, :, 0::2], y[:, :, 1::2] = x[:, : c // 2], x[:, c // 2 :]
+        return y
+
+
+def memory_format(x: Tensor) -> torch.memory_format:
+    """The format of a 5-D tensor."""
+    last = x.is_contiguous(memory_format=torch.channels_last_3d) and not x.is_contiguous()
+    return torch.channels_last_3d if last else torch.contiguous_format
+
+
+def middle(dim: int, dropout: float) -> nn.Sequential:
+    """The bottleneck of both halves."""
+    return nn.Sequential(
+        ResidualBlock(dim, dim, dropout), FrameAttention(dim), ResidualBlock(dim, dim, dropout)
+    )
+
+
+def run(layers: nn.Sequential, x: Tensor, cache: CausalCache) -> Tensor:
+    """Apply the layers in order; those that look at past frames also get the cache."""
+    for layer in layers:
+        x = layer(x, cache) if isinstance(layer, _TEMPORAL) else layer(x)
+    return x
+
+
+def per_frame(layer: nn.Module, x: Tensor) -> Tensor:
+    """Apply a 2-D layer to every frame of x [B,C,T,H,W]."""
+    b, c, t, h, w = x.shape
+    y = layer(x.transpose(1, 2).reshape(b * t, c, h, w))
+    return y.view(b, t, *y.shape[1:]).transpose(1, 2)
+
+
+_TEMPORAL = (CausalConv3d, NormSiLU, ResidualBlock, Downsample, Upsample)
