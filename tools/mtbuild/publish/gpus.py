@@ -19,7 +19,7 @@ __all__ = ["Floor", "covers", "floors", "highest", "normal_name", "sm_of"]
 _VENDOR = re.compile(r"\b(nvidia|geforce|tesla|quadro)\b", re.IGNORECASE)
 # What may follow a model's name and leave its capability as it is: memory, form factor, a mobile part.
 _SUFFIX = re.compile(
-    r"(\d+gb|sxm\d?|pcie|nvl|hbm\d?e?|ti|super|max-?q|laptop|gpu|mobile|server|workstation|edition|generation|d|v2)*\Z"
+    r"(\d+gb|sxm\d?|pcie|nvl|hbm\d?e?|ti|super|max-?q|laptop|gpu|ac|mobile|server|workstation|edition|generation|d|v2)*\Z"
 )
 
 
