@@ -136,6 +136,13 @@ def test_quantised_text_encoder(tmp_path, folder, small, kind):
     encoder = T5EncoderModel(16, torch.float32, "cpu", None, folder, **options)
     close = encoder(["a cat runs"], "cpu")[0]
     assert 0 < (close - exact).norm() / exact.norm() < 0.1
+    published = tmp_path / "MeiGen" / "quant_models"
+    published.mkdir(parents=True)
+    for path in tmp_path.glob("t5_*"):
+        path.rename(published / path.name)
+    options["quant_dir"] = published.parent
+    again = T5EncoderModel(16, torch.float32, "cpu", None, folder, **options)
+    assert torch.equal(again(["a cat runs"], "cpu")[0], close)
     with pytest.raises(ValueError, match="needs quant_dir"):
         T5EncoderModel(16, torch.float32, "cpu", None, folder, quant=kind)
 

@@ -393,6 +393,8 @@ class T5EncoderModel:
             from wan.tensor_files import read_header, read_safetensors
 
             folder = Path(quant_dir)
+            if (folder / "quant_models").is_dir():  # as the files are published
+                folder /= "quant_models"
             state = read_safetensors(read_header(folder / f"t5_{quant}.safetensors").values(), device=place)
             model: nn.Module = load_quantized(build(), state, folder / f"t5_map_{quant}.json")
         elif self.checkpoint_path is None:
