@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from publish_samples import V73, build_of, push_image
 
 from mtbuild.paths import Paths
-from mtbuild.prove.embedded import ensure_registry, stop_registry
+from mtbuild.prove.local_registry import ensure_registry, stop_registry
 from mtbuild.publish.keys import Keys
 from mtbuild.publish.registry import Repository
 from mtbuild.publish.transport import Transport

@@ -29,7 +29,7 @@ from publish_samples import push_image
 
 from mtbuild.errors import CommandError, InputError
 from mtbuild.paths import Paths
-from mtbuild.prove.embedded import ensure_programs
+from mtbuild.prove.programs import ensure_programs
 from mtbuild.publish.registry import Repository
 from mtbuild.publish.transport import (
     Credentials,

@@ -94,7 +94,7 @@ def attached(
     found += [part for part in listed if part.digest not in known]
     envelopes: dict[Digest, Envelope] = {}
     for part in found:
-        if part.artifact_type not in ("", BUNDLE):
+        if part.artifact_type not in ("", BUNDLE, _EMPTY):  # cosign 3 lists its own under the empty type
             continue
         try:
             for envelope in _bundles(repository, subject, part.digest):
