@@ -13,7 +13,7 @@ from textwrap import dedent
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from conftest import ROOT, Done, mtbuild
+from commands import ROOT, Done, mtbuild
 
 from mtbuild.digest import Reference
 from mtbuild.paths import Paths
