@@ -212,3 +212,25 @@ def test_apt_works_in_a_build_and_leaves_nothing(
                 continue  # a manifest or configuration
     assert "usr/bin/tini" in seen, "the package was not installed"
     assert not [name for name in seen if name.startswith(("run/secrets", "var/lib/apt/lists/", "var/log/"))]
+
+
+@pytest.mark.engine
+def test_a_tar_of_another_host_becomes_a_base(own: tuple[Paths, str], engine: Engine, tmp_path: Path) -> None:
+    paths, registry = own
+    tar = tmp_path / "host.tar"
+    with tarfile.open(tar, "w") as archive:
+        entry = tarfile.TarInfo("etc/of-that-host")
+        entry.size = 5
+        archive.addfile(entry, io.BytesIO(b"hello"))
+    one = Base(name="gpu-host", kind="import", glibc="2.39", python=("3.12",), ref=str(tar))
+    made = base.ensure_base(one, engine=engine, registry=registry, paths=paths)
+    container = engine.client.containers.create(str(made), command=["/none"])
+    try:
+        stream, _ = container.get_archive("/etc/of-that-host")
+        with tarfile.open(fileobj=io.BytesIO(b"".join(stream))) as found:
+            file = found.extractfile("of-that-host")
+            assert file is not None
+            assert file.read() == b"hello"
+    finally:
+        container.remove()
+        retire(engine, [made])
