@@ -73,10 +73,11 @@ class MultiTalkPipeline:
     state.
 
     checkpoint_dir holds the Wan2.1 image-to-video folder and, in it or in `audio_dir`,
-    `multitalk.safetensors`; it is only read. `device_id` is this process's GPU; `device` overrides it (for
-    example "cpu"). `use_usp` spreads each pass over all processes, `cfg_parallel` the guidance passes first.
-    `kernels` is "eager" or "fused". `attention` names a backend of `wan.attention_backends`. `init_on_cpu` is
-    accepted and means nothing: weights go straight where they are used.
+    `multitalk.safetensors`; it is only read. `device_id` is this process's GPU (the CPU is used where there
+    is none); `device` overrides it (for example "cpu"). `use_usp` spreads each pass over all processes,
+    `cfg_parallel` the guidance passes first. `kernels` is "eager" or "fused". `attention` names a backend of
+    `wan.attention_backends`. `init_on_cpu` is accepted and means nothing: weights go straight where they are
+    used.
     """
 
     def __init__(
@@ -103,7 +104,9 @@ class MultiTalkPipeline:
         kernels: str = "eager",
         cfg_parallel: bool = False,
     ) -> None:
-        device = torch.device(device or f"cuda:{device_id}")
+        if device is None:
+            device = f"cuda:{device_id}" if torch.cuda.is_available() else "cpu"
+        device = torch.device(device)
         parts = load_parts(
             config,
             checkpoint_dir,

@@ -165,6 +165,14 @@ def test_multi_bf16_with_injected_positions(measured) -> None:
     measured(name, "audio attention, injected positions", error, 0.01, metric="rel L2")
 
 
+def test_multi_bf16_official_map(measured) -> None:
+    """With the original's explicit map in bf16 every class is the same, so whole outputs can be compared."""
+    name, dtype = "dit_multi_bf16", torch.bfloat16
+    model, z = tiny(name, dtype).use(official_map=True), goldens.load(name)
+    out = model(**inputs(name, dtype))
+    measured(name, "out, official map", goldens.rel_l2(out[0], z["out"]), 0.01, metric="rel L2")
+
+
 def test_one_speaker_needs_no_map() -> None:
     name = "dit_single_fp32"
     arguments = inputs(name)
