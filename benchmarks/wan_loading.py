@@ -68,7 +68,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--blocks", type=int, default=6)
     parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 8, 16])
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 8])
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.empty(1, device=device)
