@@ -49,7 +49,7 @@ _NEEDED = {"iptables": "iptables", "setpriv": "util-linux", "ip": "iproute2"}
 
 _SOCKET_LIMIT = 107  # bytes in a socket's path, unix(7)
 _START_S, _STOP_S = 60.0, 45.0
-_CACHE_LIMIT_GB = 12  # BuildKit's cache beside what images share with it: old wheels, layers of replaced builds
+_CACHE_LIMIT_GB = 12  # BuildKit's cache, not counting what images share with it
 
 
 @dataclass(frozen=True, kw_only=True)
