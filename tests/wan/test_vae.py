@@ -1,5 +1,7 @@
 """The VAE against the reference's encode and decode (gate: 1e-4 absolute, multitalk.md §8.4)."""
 
+import functools
+
 import pytest
 import torch
 from goldens import config, error, index, load, seeded
@@ -9,6 +11,7 @@ from wan.modules.vae import LATENT_MEAN, LATENT_STD, VideoVAE, WanVAE
 GATE = 1e-4
 
 
+@functools.cache
 def seeded_vae(name: str) -> WanVAE:
     model = VideoVAE(**config(name))
     signature = seeded.fill(model, index(name)["salt"])
