@@ -84,7 +84,7 @@ def speech_embedding(model: Wav2Vec2Model, audio: np.ndarray, device: torch.devi
     The samples go in as they are: the checkpoint was used without normalisation (specification §0.1).
     """
     wave = torch.from_numpy(np.ascontiguousarray(audio, dtype=np.float32)).to(device)
-    return model.embed(wave[None], video_frames(len(audio))).cpu()
+    return model.embed(wave, video_frames(len(audio))).cpu()
 
 
 def extend_reversed(embedding: Tensor, rows: int) -> Tensor:

@@ -18,11 +18,13 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from .clips import Clip
 from .configs import WanConfig
 from .guidance import ApgOptions, Guidance
+from .loading import network_sizes
 from .parts import Parts, load_parts
 from .pipeline_steps import (
     DEFAULT,
@@ -40,7 +42,7 @@ from .pipeline_steps import (
     timestep_transform,
 )
 from .preprocess import BUCKETS, Buckets, resize_and_centercrop
-from .progress import Cancelled, ProgressCallback, Reporter, TqdmBar
+from .progress import Cancelled, ProgressCallback, Reporter, TqdmBar, agreed
 
 __all__ = [
     "OFFICIAL",
@@ -122,7 +124,8 @@ class MultiTalkPipeline:
             attention=attention,
             kernels=kernels,
         )
-        self._setup(config, parts, device, rank, num_timesteps, use_timestep_transform, BUCKETS)
+        buckets = BUCKETS | network_sizes(checkpoint_dir, "buckets")
+        self._setup(config, parts, device, rank, num_timesteps, use_timestep_transform, buckets)
         if use_usp or cfg_parallel:
             self.spread_over_processes(cfg_parallel=cfg_parallel)
 
@@ -251,7 +254,8 @@ class MultiTalkPipeline:
             with torch.inference_mode():
                 prepared = prepare(input_data, options, self.buckets)
                 total = options.steps * len(prepared.plan.clips)
-                report = Reporter(total=total, callback=on_progress or bar, cancelled=cancelled)
+                stop = agreed(cancelled, self.device)
+                report = Reporter(total=total, callback=on_progress or bar, cancelled=stop)
                 run = Run(
                     prepared=prepared,
                     options=options,
@@ -348,7 +352,12 @@ class MultiTalkPipeline:
         return sum(t.nbytes for t in tensors) + ACTIVATION_BYTES < total
 
     def _generator(self, seed: int, parity: Parity) -> torch.Generator:
-        seed = seed if seed >= 0 else random.randint(0, sys.maxsize)  # noqa: S311 - a seed, not a secret
+        if seed < 0:
+            seed = random.randint(0, sys.maxsize)  # noqa: S311 - a seed, not a secret
+            if dist.is_available() and dist.is_initialized():  # one for all ranks
+                shared = torch.tensor([seed], device=self.device)
+                dist.broadcast(shared, 0)
+                seed = int(shared.item())
         self.last_seed = seed
         if parity.seed_globals:
             torch.manual_seed(seed)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 ProgressCallback = Callable[[int, int, str], None]
 """(steps done, steps in total, stage): stages are `text`, `encode`, `denoise`, `decode`."""
@@ -30,6 +34,26 @@ class Reporter:
         self.done += steps
         if self.callback is not None:
             self.callback(self.done, self.total, name)
+
+
+def agreed(cancelled: Callable[[], bool] | None, device: torch.device) -> Callable[[], bool] | None:
+    """`cancelled` of rank 0, asked by all processes of the default group at the same points.
+
+    A process that stopped alone would leave the others waiting in their next exchange. One process: as it is.
+    """
+    import torch
+    import torch.distributed as dist
+
+    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+        return cancelled
+
+    def ask() -> bool:
+        stop = dist.get_rank() == 0 and cancelled is not None and cancelled()
+        flag = torch.tensor([int(stop)], device=device)
+        dist.broadcast(flag, 0)
+        return bool(flag.item())
+
+    return ask
 
 
 class TqdmBar:

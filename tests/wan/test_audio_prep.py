@@ -81,6 +81,18 @@ def test_windows(rows: int, start: int, frames: int) -> None:
         assert got[0, i].flatten().tolist() == want
 
 
+def test_speech_embedding(measured) -> None:
+    """Through the network, one row a video frame; the level of the samples is left as it is."""
+    from wan.audio import speech_embedding
+    from wan.modules.wav2vec2 import Wav2Vec2Config, Wav2Vec2Model
+
+    z, entry = goldens.load("wav2vec2"), goldens.index("wav2vec2")
+    model = goldens.fill(Wav2Vec2Model(Wav2Vec2Config.from_dict(goldens.config("wav2vec2"))), "wav2vec2")
+    assert video_frames(len(z["wav"])) == entry["seq_len"]
+    got = speech_embedding(model, z["wav"].numpy())
+    measured("wav2vec2", "speech_embedding", goldens.error(got, z["audio_embedding"]), GATE)
+
+
 def test_reversed_extension_and_frames() -> None:
     assert extend_reversed(torch.tensor([1, 2, 3, 4]), 2).tolist() == [1, 2, 3, 4, 4, 3]
     assert extend_reversed(torch.tensor([1, 2]), 0).tolist() == [1, 2]
