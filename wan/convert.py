@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from wan.configs import WAN_CONFIGS, WanConfig
 from wan.loading import (
+    SIZES_FILE,
     PathLike,
     Rename,
     build_from_config,
@@ -37,6 +38,7 @@ from wan.loading import (
     check_keys,
     config_arguments,
     dit_files,
+    network_sizes,
     resolve,
     wav2vec2_files,
     wav2vec2_name,
@@ -95,14 +97,19 @@ class Models:
     clip: Callable[[], nn.Module] | None = None
     vae: Callable[[], nn.Module] | None = None
 
-    def resolved(self) -> dict[str, Callable[..., nn.Module]]:
+    def resolved(self, checkpoint: PathLike) -> dict[str, Callable[..., nn.Module]]:
         from wan.modules.clip import feature_tower
         from wan.modules.multitalk_model import WanModel
         from wan.modules.t5 import umt5_xxl
         from wan.modules.vae import VideoVAE
 
-        t5 = partial(umt5_xxl, encoder_only=True, device="meta")
-        real = {"dit": WanModel, "t5": t5, "clip": feature_tower, "vae": VideoVAE}
+        t5, clip, vae = (network_sizes(checkpoint, name) for name in ("t5", "clip", "vae"))
+        real = {
+            "dit": WanModel,
+            "t5": partial(umt5_xxl, encoder_only=True, device="meta", **t5),
+            "clip": partial(feature_tower, **clip),
+            "vae": partial(VideoVAE, **vae),
+        }
         return {name: getattr(self, name) or factory for name, factory in real.items()}
 
 
@@ -158,7 +165,7 @@ def convert(
     if output.exists() and any(output.iterdir()):
         msg = f"{output}: the output folder is not empty. Name a new one"
         raise FileExistsError(msg)
-    plans = plan(source, multitalk, wav2vec_dir, config, (models or Models()).resolved(), shard_bytes)
+    plans = plan(source, multitalk, wav2vec_dir, config, (models or Models()).resolved(source), shard_bytes)
     total = sum(p.nbytes for p in plans)
     output.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(output).free
@@ -360,6 +367,8 @@ def read_batch(items: Sequence[Item]) -> dict[str, Tensor]:
 def copy_small_files(source: Path, output: Path, config: WanConfig, wav2vec_dir: PathLike | None) -> None:
     """config.json, the T5 tokenizer, and wav2vec2's configuration."""
     shutil.copyfile(source / "config.json", output / "config.json")
+    if (source / SIZES_FILE).is_file():
+        shutil.copyfile(source / SIZES_FILE, output / SIZES_FILE)
     tokenizer = source / config.t5_tokenizer
     if tokenizer.is_dir():
         shutil.copytree(tokenizer, output / config.t5_tokenizer, dirs_exist_ok=True)

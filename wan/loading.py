@@ -42,6 +42,7 @@ __all__ = [
     "load_model",
     "load_pretrained",
     "load_wav2vec2",
+    "network_sizes",
     "read_config",
     "read_state",
     "resolve",
@@ -54,6 +55,7 @@ Rename = Callable[[str], str | None]
 
 SHARD_PATTERN = "diffusion_pytorch_model*.safetensors"
 MULTITALK_FILE = "multitalk.safetensors"
+SIZES_FILE = "sizes.json"
 SHOWN = 20  # names listed in a message; the exception carries all
 
 
@@ -217,6 +219,25 @@ def read_config(directory: PathLike) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise CheckpointError(path, "this is not a JSON object", "Download it again")
     return config
+
+
+def network_sizes(checkpoint: PathLike, network: str) -> dict[str, Any]:
+    """Sizes of network `t5`, `clip` or `vae`, or the `buckets`, where a checkpoint's `sizes.json` sets them.
+
+    `checkpoint` is the folder or a file in it. Published checkpoints have no such file: {} means their own
+    sizes. It is how small models of the same layout say what they are. Raises CheckpointError.
+    """
+    folder = Path(checkpoint)
+    path = (folder if folder.is_dir() else folder.parent) / SIZES_FILE
+    try:
+        sizes = json.loads(path.read_text(encoding="utf-8")).get(network, {})
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, AttributeError) as error:
+        raise CheckpointError(path, f"can't be read ({error})", "Delete it, or write it again") from error
+    if not isinstance(sizes, dict):
+        raise CheckpointError(path, f"{network!r} is not an object of sizes", "Write it again")
+    return sizes
 
 
 def dit_files(directory: PathLike, extra: Iterable[PathLike] = ()) -> list[Path]:

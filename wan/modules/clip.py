@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -174,8 +175,7 @@ class XLMRobertaCLIP(nn.Module):
         self.log_scale = nn.Parameter(torch.log(torch.tensor(1 / 0.07)))
 
     def forward(self, images: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """images [B,3,S,S] (normalised), ids [B,L] → image and text embeddings [B,out_dim], not normalised.
-        """
+        """images [B,3,S,S] (normalised), ids [B,L] → image and text embeddings [B,out_dim], not normalised."""
         return self.visual.pool(self.visual(images)), self.textual(ids)
 
 
@@ -229,11 +229,10 @@ class CLIPModel:
         self.dtype, self.device = dtype, torch.device(device)
         self.checkpoint_path, self.tokenizer_path = checkpoint_path, tokenizer_path
         if model is None:
-            from wan.loading import load_model
+            from wan.loading import load_model, network_sizes
 
-            model = load_model(
-                feature_tower, checkpoint_path, rename=visual_name, dtype=dtype, device=self.device
-            )
+            build = partial(feature_tower, **network_sizes(checkpoint_path, "clip"))
+            model = load_model(build, checkpoint_path, rename=visual_name, dtype=dtype, device=self.device)
         self.model = model.to(self.device, dtype).eval().requires_grad_(False)
 
     @torch.no_grad()
@@ -243,6 +242,6 @@ class CLIPModel:
         return self.model(images.to(self.dtype), use_31_block=True)
 
 
-def feature_tower() -> VisionTransformer:
-    """ViT-H/14 without its last block, post-norm and head: what `CLIPModel` runs."""
-    return VisionTransformer(**{**VIT_H_14, "num_layers": 31}, features_only=True)
+def feature_tower(**changes: Any) -> VisionTransformer:
+    """ViT-H/14 without its last block, post-norm and head: what `CLIPModel` runs. `changes` replace sizes."""
+    return VisionTransformer(**{**VIT_H_14, "num_layers": 31, **changes}, features_only=True)

@@ -383,7 +383,10 @@ class T5EncoderModel:
         quant: str | None,
         quant_dir: str | os.PathLike[str] | None,
     ) -> nn.Module:
-        build = partial(umt5_xxl, encoder_only=True, dtype=self.dtype, device="meta")
+        from wan.loading import network_sizes
+
+        sizes = {} if self.checkpoint_path is None else network_sizes(self.checkpoint_path, "t5")
+        build = partial(umt5_xxl, encoder_only=True, dtype=self.dtype, device="meta", **sizes)
         place = torch.device("cpu") if shard_fn is not None else self.device
         if quant is not None:
             if quant_dir is None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from itertools import pairwise
 from os import PathLike
 
@@ -239,11 +240,10 @@ class WanVAE:
             raise ValueError(msg)
         self.dtype, self.device = dtype, torch.device(device)
         if model is None:
-            from wan.loading import load_model
+            from wan.loading import load_model, network_sizes
 
-            model = load_model(
-                lambda: VideoVAE(z_dim=z_dim), vae_pth, dtype=torch.float32, device=self.device
-            )
+            build = partial(VideoVAE, z_dim=z_dim, **network_sizes(vae_pth, "vae"))
+            model = load_model(build, vae_pth, dtype=torch.float32, device=self.device)
         self.model = model.eval().requires_grad_(False).to(self.device)
         self.mean = torch.tensor(LATENT_MEAN, dtype=torch.float32, device=self.device)
         self.std = torch.tensor(LATENT_STD, dtype=torch.float32, device=self.device)
