@@ -14,6 +14,7 @@ import argparse
 import copy
 import gc
 import json
+import shlex
 import statistics
 import sys
 import time
@@ -271,8 +272,7 @@ def main() -> int:
     started = time.time()
     result: dict[str, Any] = {
         "schema": 1,
-        "command": "python benchmarks/gpu/forward.py "
-        + " ".join(a for a in sys.argv[1:] if a != str(args.out)),
+        "command": shlex.join(["python", "benchmarks/gpu/forward.py", *sys.argv[1:]]),
         "when": time.strftime("%Y-%m-%d", time.gmtime()),
         "facts": facts(device),
         "size": {"config": size.config, "latent": size.latent, "tokens": size.tokens, "frames": size.frames},
@@ -330,10 +330,9 @@ def table(result: dict[str, Any]) -> None:
         print(f"{row['ms']:9.1f} ms {row['calls']:5d} x {row['kernel']}")
     print(result["plain_parts"])
     for row in result["kernels"]:
-        print(
-            f"{row['kernel']:19s} {row['ms']:6.3f} ms {row['tb_s']:4.2f} TB/s eager {row['eager_ms']:6.3f} ms "
-            f"error {row['error']:.1e} / {row['reference_error']:.1e}"
-        )
+        print(f"{row['kernel']:20s} {row['ms']:6.3f} ms, {row['tb_s']:4.2f} TB/s", end="")
+        print(f", eager {row['eager_ms']:6.3f} ms", end="")
+        print(f", error {row['error']:.1e}, reference {row['reference_error']:.1e}")
 
 
 if __name__ == "__main__":

@@ -4,12 +4,15 @@ products.
 
 from __future__ import annotations
 
+import copy
+
 import goldens
 import pytest
 import torch
 
 from wan.fuse import join_qkv
 from wan.kernels.ops import ffn
+from wan.modules.attention import SingleStreamMutiAttention
 from wan.modules.multitalk_model import StepShare, WanModel
 
 FP32 = 2e-5
@@ -73,6 +76,21 @@ def test_absorbed_audio_is_the_same_function(measured) -> None:
     measured(name, "output with absorbed audio projections", goldens.error(got[0], want), FP32)
     again = m.use(absorb_audio=True).predict(c["latents"], c["time"], c["text"], c["audio"])
     assert torch.equal(got, again)
+
+
+def test_absorbed_audio_in_bf16_is_as_near_to_fp64_as_the_reference_order() -> None:
+    """Real number of heads, so that a bias spread over them in bf16 would fail here (error × 3)."""
+    torch.manual_seed(0)
+    attention = SingleStreamMutiAttention(1280, 96, 40, True, False, None)
+    for name, p in attention.named_parameters():
+        p.data.normal_(0, 0.02 if name.endswith("bias") else p.shape[1] ** -0.5)
+    own = attention.bfloat16()
+    wide = copy.deepcopy(own).double()
+    x, audio = torch.randn(1, 3 * 64, 1280).bfloat16(), torch.randn(1, 3, 32, 96).bfloat16()
+    want = wide(x.double(), audio.double(), human_num=1)
+    plain = goldens.rel_l2(own(x, audio, human_num=1), want)
+    absorbed = own.attend_absorbed(x, *own.absorb(*own.keys_values(audio)))
+    assert 0 < goldens.rel_l2(absorbed, want) <= 1.5 * plain
 
 
 def test_absorption_does_not_touch_two_speakers() -> None:
