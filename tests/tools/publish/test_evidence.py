@@ -212,11 +212,11 @@ def test_what_is_no_bundle_is_one_error(body: bytes) -> None:
 
 
 def test_a_file_that_is_missing_or_broken_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UnverifiedError) as caught:
+    with pytest.raises(InputError) as caught:
         Envelope.load(tmp_path / "none.json")
     assert caught.value.where == str(tmp_path / "none.json")
     (tmp_path / "bad.json").write_text("{}")
-    with pytest.raises(UnverifiedError, match="is not a Sigstore bundle"):
+    with pytest.raises(InputError, match="is not a Sigstore bundle"):
         Envelope.load(tmp_path / "bad.json")
 
 

@@ -205,6 +205,15 @@ def test_a_forced_build_is_refused_before_anything_is_written(desk: Desk) -> Non
     assert desk.release.tags() == ()
 
 
+def test_an_image_that_says_it_was_forced_is_believed(desk: Desk) -> None:
+    marked = push_image(desk.staging, labels={"mtbuild.override": "for study"})
+    build = build_of(desk.staging, marked)  # a record that lost the mark
+    with pytest.raises(MtbuildError, match="for study"):
+        desk.publish(desk.signed(build=build), build=build)
+    assert desk.release.tags() == ()
+    assert attached(desk.staging, marked.digest) == ()
+
+
 def test_a_write_once_tag_keeps_its_digest(desk: Desk, image: Manifest) -> None:
     first = desk.publish(desk.signed())
     other = push_image(desk.staging)

@@ -108,6 +108,9 @@ def _build(app: App, ref: Reference, cell: Cell, file: Path | None) -> Build:
     from mtbuild.prove.build import Build, builds_of
 
     if file is not None:
+        if not file.is_file():
+            msg = "there is no such build record"
+            raise InputError(msg, where=f"--build {file}", fix="name the build.json of the build job")
         return Build.load(file)
     for build in builds_of(app.paths, cell.id):
         if build.ref.digest == ref.digest:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mtbuild.digest import Digest
-from mtbuild.errors import MtbuildError
+from mtbuild.errors import InputError, MtbuildError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -71,13 +71,15 @@ class Envelope:
 
     @classmethod
     def load(cls, path: Path) -> Envelope:
-        """From a file; UnverifiedError if it is missing or no bundle."""
+        """From a file that the user named; InputError if it is missing or no bundle."""
+        fix = "name what `mtbuild smoke --out FILE` wrote"
         try:
-            body = path.read_bytes()
+            return cls.from_bytes(path.read_bytes())
         except FileNotFoundError as error:
             msg = "there is no such evidence"
-            raise UnverifiedError(msg, where=str(path), fix="run `mtbuild smoke --out FILE` first") from error
-        return cls.from_bytes(body, where=str(path))
+            raise InputError(msg, where=str(path), fix=fix) from error
+        except UnverifiedError as error:
+            raise InputError(error.message, where=str(path), fix=fix) from error
 
     def write(self, path: Path) -> None:
         """To a file, whole or not at all."""

@@ -12,7 +12,7 @@ import re
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from filelock import FileLock, Timeout
 
@@ -51,6 +51,7 @@ __all__ = [
 ]
 
 _LOCK_S = 600
+OVERRIDE_LABEL = "mtbuild.override"  # `mtbuild build --override-compat REASON` sets it
 
 
 class RefusedError(MtbuildError):
@@ -194,10 +195,7 @@ class _Job:
 
 def _check_inputs(ref: Reference, cell: Cell, build: BuildRecord, release: str, policy: Policy) -> None:
     if build.override is not None:
-        msg = f"this build was forced past the compatibility rules ({build.override}); it is for study only"
-        raise MtbuildError(
-            msg, fix="choose versions that fit (`mtbuild suggest`) and build without --override-compat"
-        )
+        _refuse_forced(build.override)
     if build.ref.digest != ref.digest or build.cell_id != cell.id:
         msg = (
             f"the build record is about {build.ref.digest} of {build.cell_id}, not {ref.digest} of {cell.id}"
@@ -222,6 +220,7 @@ def _aliases(cell: Cell, channel: Channel, wanted: Sequence[str]) -> tuple[str, 
 
 def _publish(job: _Job, envelopes: Sequence[Envelope]) -> Promotion:
     manifest = job.staging.manifest(job.digest)
+    _check_label(job, manifest)
     taken = job.target.find_manifest(job.tag)
     if taken is not None and taken.digest != job.digest:
         msg = f"{job.target.name}:{job.tag} is write-once and names {taken.digest}, not {job.digest}"
@@ -262,6 +261,27 @@ def _publish(job: _Job, envelopes: Sequence[Envelope]) -> Promotion:
         verdict=verdict,
         changed=changed,
     )
+
+
+def _check_label(job: _Job, manifest: Manifest) -> None:
+    """An image can't vouch for itself, but it can give itself away: forced builds carry a label."""
+    if manifest.is_index:
+        return
+    try:
+        config = json.loads(job.staging.blob(manifest.blobs[0].digest))
+        labels = (config.get("config") or {}).get("Labels") or {}
+        reason = labels.get(OVERRIDE_LABEL)
+    except (ValueError, AttributeError) as error:
+        msg = f"the config of {job.digest} is not an image's: {error}"
+        raise InputError(msg, fix="publish the digest that `mtbuild build` printed") from error
+    if reason is not None:
+        _refuse_forced(str(reason))
+
+
+def _refuse_forced(reason: str) -> NoReturn:
+    msg = f"this build was forced past the compatibility rules ({reason}); it is for study only"
+    fix = "choose versions that fit (`mtbuild suggest`) and build them without --override-compat"
+    raise MtbuildError(msg, fix=fix)
 
 
 def _believed(job: _Job, envelopes: Iterable[Envelope]) -> Iterator[Statement]:
