@@ -49,7 +49,7 @@ class AttentionBackendError(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionBackend:
-    """A chosen backend. Call it with q, k, v; ask `kernel_for(q)` what runs and `describe(q)` for a report."""
+    """A chosen backend. Call it with q, k, v; `kernel_for(q)` says what runs, `describe(q)` reports it."""
 
     name: str = "sdpa"
 
@@ -125,6 +125,9 @@ class AttentionBackend:
         name = self.kernel_for(q, v_dim)
         if name == "flash_attn":
             return partial(_package_kernel(name), window=window)
+        if name == "cudnn" and _cudnn() < CUDNN_FLOOR:
+            msg = f"attention backend 'cudnn': cuDNN {_cudnn()} gives wrong results, {CUDNN_FLOOR} does not"
+            raise AttentionBackendError(msg)
         if tuple(window) != (-1, -1):
             msg = f"attention backend {self.name!r} has no sliding window {tuple(window)}; use 'flash_attn'"
             raise AttentionBackendError(msg)

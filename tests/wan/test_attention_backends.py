@@ -65,9 +65,12 @@ def test_what_is_missing_is_an_error() -> None:
         AttentionBackend()(*qkv(), window=(4, 4))
 
 
-def test_a_kernel_that_refuses_is_an_error() -> None:
+def test_a_kernel_that_refuses_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     if torch.cuda.is_available():
         pytest.skip("needs a machine on which cuDNN attention can't run")
+    with pytest.raises(AttentionBackendError, match="wrong results"):
+        AttentionBackend(name="cudnn")(*qkv(dtype=torch.bfloat16))
+    monkeypatch.setattr(attention_backends, "_cudnn", lambda: 91900)
     with pytest.raises(AttentionBackendError, match="means kernel 'cudnn', which refuses"):
         AttentionBackend(name="cudnn")(*qkv(dtype=torch.bfloat16))
 

@@ -31,7 +31,7 @@ from .layers import (
     sinusoidal_embedding_1d,
 )
 from .rope import RopeTable, video_table
-from .runtime import Grid, Runtime
+from .runtime import Grid, Parallel, Runtime
 
 __all__ = [
     "Head",
@@ -96,7 +96,7 @@ class WanModel(nn.Module):
         self.num_layers = num_layers
         self.eps = eps
         self.runtime = Runtime()
-        self._rope: dict[tuple[Grid, torch.device, int], RopeTable] = {}
+        self._rope: dict[tuple[Grid, torch.device, Parallel], RopeTable] = {}
 
         self.patch_embedding = nn.Conv3d(in_dim, dim, kernel_size=self.patch_size, stride=self.patch_size)
         self.text_embedding = nn.Sequential(
@@ -170,7 +170,7 @@ class WanModel(nn.Module):
         device.
         """
         parallel = self.runtime.parallel
-        key = (grid, device, id(parallel))
+        key = (grid, device, parallel)
         if key not in self._rope:
             if len(self._rope) >= 4:
                 self._rope.pop(next(iter(self._rope)))
