@@ -17,7 +17,7 @@ import tarfile
 import time
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -33,11 +33,8 @@ from mtbuild.proc import run
 from mtbuild.prove import debian, wheel_store
 from mtbuild.prove.base import ensure_base
 from mtbuild.prove.build import Build, BuildFailed, build, builds_of
-from mtbuild.prove.engine import Engine, connect
+from mtbuild.prove.engine import Engine, connect, retire
 from mtbuild.prove.local_registry import ensure_registry
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 ROOT = Path(__file__).parents[3]
 REAL = Paths.of(ROOT)
@@ -249,8 +246,7 @@ def in_container(engine: Engine, ref: Reference, script: str, user: str) -> str:
 
 
 def drop(engine: Engine, *builds: Build) -> None:
-    for one in builds:
-        engine.client.images.remove(str(one.ref), force=True)
+    retire(engine, [one.ref for one in builds])
 
 
 @pytest.mark.engine
@@ -420,7 +416,8 @@ def test_a_stale_dockerfile_is_refused_before_anything_is_done(
 
 
 INTERRUPTED = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job inherits it ignored
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import test_build as t
@@ -431,12 +428,14 @@ t.build(t.tiny(), paths=paths, engine=t.connect(t.REAL), staging=sys.argv[3], ba
 
 
 @pytest.fixture
-def sleeper(project: Paths) -> Iterator[str]:
+def sleeper(project: Paths) -> str:
     """A build step that takes long enough to be interrupted, known by its odd number of seconds."""
-    seconds = f"{600 + secrets.randbelow(10_000) / 10_000:.4f}"
-    layer = project.templates / "partials" / "users.j2"
-    layer.write_text(layer.read_text().replace("mkdir -p /cache", f"mkdir -p /cache; sleep {seconds}"))
-    yield seconds
+    seconds = f"{300 + secrets.randbelow(10_000) / 10_000:.4f}"
+    layer = project.templates / "partials" / "runtime-deps.j2"
+    last = "--no-index --no-deps /run/runtime/*.whl"
+    assert last in layer.read_text()
+    layer.write_text(layer.read_text().replace(last, f"{last}\nsleep {seconds}"))
+    return seconds
 
 
 def running(word: str) -> list[str]:
@@ -473,8 +472,12 @@ def test_ctrl_c_leaves_nothing_running(
     while not any(f"sleep {sleeper}" in one for one in running(sleeper)) and time.monotonic() < end:
         assert process.poll() is None, process.stderr.read().decode() if process.stderr else ""
         time.sleep(0.5)
+    assert running(sleeper)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    try:
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode != 0 and b"KeyboardInterrupt" in errors
     end = time.monotonic() + 60
     while running(sleeper) and time.monotonic() < end:
