@@ -5,15 +5,17 @@ products.
 from __future__ import annotations
 
 import copy
+import weakref
 
 import goldens
 import pytest
 import torch
 
-from wan.fuse import join_qkv
+from wan.fuse import join_qkv, joined
 from wan.kernels.ops import ffn
 from wan.modules.attention import SingleStreamMutiAttention
 from wan.modules.multitalk_model import StepShare, WanModel
+from wan.quant import quantize
 
 FP32 = 2e-5
 
@@ -111,14 +113,36 @@ def test_joined_qkv(measured) -> None:
     run = lambda: m.predict(c["latents"], c["time"], c["text"], c["audio"])  # noqa: E731
     measured(name, "output with joined q, k, v", goldens.error(run()[0], goldens.load(name)["out"]), FP32)
     attention = m.blocks[0].self_attn
-    before = run()
+    linears = (attention.q, attention.k, attention.v)
+    before, (weight, bias) = run(), joined(linears)
+    assert torch.equal(weight, torch.cat([linear.weight for linear in linears]))
+    assert torch.equal(bias, torch.cat([linear.bias for linear in linears]))
     attention.q.weight.data += 0.1  # what a LoRA merge does: the joined matrix must follow
-    assert attention.joined.weight[0, 0] == attention.q.weight[0, 0]
     changed = run()
     assert not torch.allclose(changed, before)
-    attention.q.weight.data = attention.q.weight.data.clone()  # what moving a model does: the views are gone
-    assert not attention.joined.holds(attention)
+    attention.q.weight.data = (
+        attention.q.weight.data.clone()
+    )  # what moving a model does: no longer side by side
+    assert joined(linears) is None
     torch.testing.assert_close(run(), changed, rtol=1e-5, atol=1e-5)
+
+
+def test_joining_holds_no_memory_of_its_own() -> None:
+    m = model("dit_single_fp32")
+    join_qkv(m)
+    linears = [getattr(m.blocks[0].self_attn, n) for n in "qkv"]
+    memory = weakref.ref(linears[0].weight.untyped_storage())
+    assert memory() is not None
+    m.double()  # moves every parameter, as .to("cpu") or an offload does
+    assert memory() is None
+    assert joined(linears) is None
+
+
+def test_quantised_linears_stay_apart() -> None:
+    m = model("dit_single_fp32")
+    quantize(m, "int8")
+    assert join_qkv(m) == 0
+    assert joined([getattr(m.blocks[0].self_attn, n) for n in "qkv"]) is None
 
 
 def test_gelu_epilogue_leaves_a_cpu_alone() -> None:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..fuse import joined
 from .rope import rotate
 
 
@@ -73,9 +74,9 @@ def gate_residual_norm(
 
 def qkv(attention: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The three linears of self-attention: q, k, v [B, L, C], by one product if `wan.fuse` joined them."""
-    joined = getattr(attention, "joined", None)
-    if joined is not None and joined.holds(attention):
-        return joined(x).chunk(3, dim=-1)
+    whole = joined((attention.q, attention.k, attention.v))
+    if whole is not None:
+        return F.linear(x, *whole).chunk(3, dim=-1)
     return attention.q(x), attention.k(x), attention.v(x)
 
 
