@@ -186,7 +186,7 @@ def _embedding(name: str, value: Any) -> Tensor:
             msg = f"{name}: no file {str(value)!r}"
             raise FileNotFoundError(msg)
         value = torch.load(value, map_location="cpu", weights_only=True)
-    if not isinstance(value, Tensor) or value.ndim != 3 or not len(value):
+    if not isinstance(value, Tensor) or value.shape[1:] != (12, 768) or not len(value):
         shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         msg = f"{name}: expected a speech embedding [frames, 12, 768], got {shape}"
         raise ValueError(msg)

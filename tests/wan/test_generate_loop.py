@@ -219,6 +219,7 @@ def test_progress_frames_and_cancellation(pipeline: MultiTalkPipeline) -> None:
         ({"cond_image": "nowhere.png"}, {}, "nowhere.png"),
         ({"cond_audio": {"person2": torch.zeros(20, 12, 768)}}, {}, "person1"),
         ({"cond_audio": {"person1": torch.zeros(20, 768)}}, {}, r"\[frames, 12, 768\]"),
+        ({"cond_audio": {"person1": torch.zeros(20, 13, 768)}}, {}, r"\(20, 13, 768\)"),
         ({"cond_audio": {"person1": torch.full((20, 12, 768), torch.nan)}}, {}, "not finite"),
         (
             {"cond_audio": {"person1": torch.zeros(20, 12, 768), "person2": torch.zeros(19, 12, 768)}},
