@@ -78,6 +78,10 @@ def load_parts(
         quant_dir=quant_dir,
     )
     vae = WanVAE(vae_pth=folder / config.vae_checkpoint, device=device)
+    if kernels == "fused":
+        from .kernels import rms_norm_silu
+
+        vae.model.use(norm_silu=rms_norm_silu, channels_last=True)
     image_encoder = CLIPModel(
         dtype=config.clip_dtype,
         device=device,

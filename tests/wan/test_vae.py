@@ -57,6 +57,10 @@ def test_reduced_precision_decode_is_close_and_fp32():
     y = vae.decode([golden["dec_in"]], dtype=torch.bfloat16)[0]
     assert y.dtype == torch.float32
     assert 0 < (y - golden["y"][0]).abs().mean() < 0.02
+    vae = WanVAE(model=vae.model, device="cpu")
+    vae.decode_dtype = torch.bfloat16
+    assert torch.equal(vae.decode([golden["dec_in"]])[0], y)
+    assert error(vae.encode([golden["x"][0]])[0], golden["z"][0], absolute=True) < GATE  # still fp32
 
 
 def test_several_videos_share_nothing():

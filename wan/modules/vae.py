@@ -239,6 +239,7 @@ class WanVAE:
             msg = "WanVAE needs either vae_pth (a file such as Wan2.1_VAE.pth) or model (a VideoVAE)"
             raise ValueError(msg)
         self.dtype, self.device = dtype, torch.device(device)
+        self.decode_dtype = dtype  # may be set apart: decoding bears bf16, and on an H200 takes half the time
         if model is None:
             from wan.loading import load_model, network_sizes
 
@@ -258,7 +259,7 @@ class WanVAE:
     @torch.no_grad()
     def decode(self, zs: Sequence[Tensor], chunk: int = 1, dtype: torch.dtype | None = None) -> list[Tensor]:
         """Latents [16,1+n,h,w] → videos [3,1+4n,8h,8w] fp32 in [−1,1]; `dtype` overrides the arithmetic's."""
-        with self._arithmetic(dtype or self.dtype):
+        with self._arithmetic(dtype or self.decode_dtype):
             return [self.model.decode(z.unsqueeze(0), self.scale, chunk)[0].float().clamp_(-1, 1) for z in zs]
 
     def _arithmetic(self, dtype: torch.dtype) -> AbstractContextManager[object]:
