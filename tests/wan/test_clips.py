@@ -14,7 +14,7 @@ sizes = st.integers(1, 30).flatmap(
 
 
 def original(speech: int, frame_num: int, motion: int, cap: int) -> tuple[int, int]:
-    """The original's stop rule as multitalk.md §3.11 and §9 D6 tell it: clips, and the length of the result."""
+    """The original's stop rule (multitalk.md §3.11, §9 D6): clips, and the length of the result."""
     clips, end, last, miss = 0, frame_num, False, 0
     while True:
         clips += 1

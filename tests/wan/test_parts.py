@@ -1,4 +1,4 @@
-"""The pipeline's constructor: everything read from a checkpoint folder (sizes cut down, the code path whole)."""
+"""The pipeline's constructor: all read from a checkpoint folder (sizes cut down, the path whole)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TeaCache: which steps run, the sums that decide it, and the outputs; planned ahead and counted on the fly."""
+"""TeaCache: which steps run, the sums that decide it, and the outputs; planned and counted."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ COEFFICIENTS: dict[tuple[str, bool], tuple[float, ...]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class SkipPlan:
-    """`run[i]`: step i computes the blocks. `accumulated[i]`: the estimate that decided it, after the step."""
+    """`run[i]`: step i computes the blocks. `accumulated[i]`: the estimate after it."""
 
     run: tuple[bool, ...]
     accumulated: tuple[float, ...]
@@ -138,7 +138,7 @@ class TeaCacheCounter:
     _residuals: dict[int, Tensor] = field(default_factory=dict)
 
     def run(self, e: Tensor, e0: Tensor, x: Tensor, blocks: Callable[[Tensor], Tensor]) -> Tensor:
-        """One call with the embeddings of its timestep; afterwards `ran` and `accumulated` say what happened."""
+        """One call with its embeddings; afterwards `ran` and `accumulated` say what happened."""
         step, slot = divmod(self.calls, self.passes)
         self.calls = (self.calls + 1) % (self.steps * self.passes)
         signal = e0 if self.use_ret_steps else e

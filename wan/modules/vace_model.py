@@ -157,7 +157,7 @@ class VaceWanModel(stock.WanModel):
         clip_fea: Tensor | None = None,
         y: list[Tensor] | None = None,
     ) -> list[Tensor]:
-        """As the stock model, with control latents: list of [vace_in_dim, T, h, w]. Samples run one by one."""
+        """As the stock model, with control latents: list of [vace_in_dim, T, h, w]. One by one."""
         latents = list(x) if y is None else [torch.cat((a, b)) for a, b in zip(x, y, strict=True)]
         self._check_tokens(latents, seq_len)
         samples = zip(latents, t, vace_context, context, strict=True)
