@@ -3,7 +3,7 @@
 # host without a network needs, into carry/ (ignored by git). Three packs, so that each is small enough to send.
 #   engine.tar.xz   dockerd, containerd, its shim, runc, init, and the shared libraries that these link
 #   tools.tar.xz    docker client, buildx, registry; wheels for mtbuild (host/)
-#   wheels.tar.xz   wheels for the image (image/): the cell's xformers, the runtime, what that needs
+#   wheels.tar.xz   wheels for the image (image/): the runtime and what it needs
 set -euo pipefail
 cd "$(dirname "$0")/../../.."
 programs=${MTBUILD_CACHE:-$HOME/.cache/mtbuild}/engine/programs
@@ -27,10 +27,10 @@ target=(--python-version 3.12 --implementation cp --only-binary=:all: --no-deps 
 $python -m pip download "${target[@]}" -d $tools/host \
     docker cryptography cffi pycparser jsonschema jsonschema-specifications referencing rpds-py platformdirs \
     pyelftools bracex pypi-simple mailbits beautifulsoup4 soupsieve
-# for the image: the cell's xformers (torch and triton are the host's), and what `wan` needs beside them
+# for the image: what `wan` needs beside torch and triton, which are the host's
 # (Triton 3.6's interpreter does not work with numpy 2.5, which such a host may have)
 $python -m pip download "${target[@]}" -d $wheels/image \
-    'xformers==0.0.35' 'numpy<2' 'scipy<1.17' ftfy wcwidth soundfile pyloudnorm cffi pycparser
+    'numpy<2' 'scipy<1.17' ftfy wcwidth soundfile pyloudnorm cffi pycparser
 mkdir carry/pack/tree && git archive HEAD | tar -C carry/pack/tree -x # what is committed, nothing half-done
 .venv/bin/uv build --quiet --wheel --out-dir $wheels/image carry/pack/tree
 rm -f $wheels/image/.gitignore

@@ -9,6 +9,7 @@ mkdir -p $top/tools "$HOME/.docker/cli-plugins" && tar -C $top/tools -xJf carry/
 tar -C $top/tools -xJf carry/wheels.tar.xz
 export PATH=$top/tools/bin:$PATH DOCKER_HOST=unix:///run/docker.sock
 ln -sf $top/tools/bin/docker-buildx "$HOME/.docker/cli-plugins/docker-buildx"
+rm -rf $top/site
 python3 -m pip install -q --no-index --no-deps --no-compile --target $top/site $top/tools/host/*.whl
 
 echo "== stage"
@@ -19,7 +20,7 @@ echo "== registry"
 mkdir -p $top/registry
 printf 'version: 0.1\nstorage: {filesystem: {rootdirectory: %s/registry}, delete: {enabled: true}}\nhttp: {addr: "127.0.0.1:5100"}\n' \
     $top >$top/registry.yml
-setsid docker-registry serve $top/registry.yml >$top/registry.log 2>&1 </dev/null &
+[ -e $top/registry.log ] || setsid docker-registry serve $top/registry.yml >$top/registry.log 2>&1 </dev/null &
 
 echo "== build"
 contexts=(--build-context "root=$top/stage/root")
@@ -39,3 +40,4 @@ time mtbuild smoke "$ref" --cell t211 --tier gpu --out "$out/evidence.json" --re
 cp .mtbuild/keys/mtbuild.pub "$out/" || true
 echo "== smoke ended with $status"
 docker ps -a
+exit $status

@@ -22,7 +22,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name, parse_wheel_filename
 
 SYSTEM = (
-    "bash coreutils findutils grep sed libc-bin gcc g++ libc6-dev ca-certificates python{0} python{0}-dev"
+    "bash coreutils findutils grep sed libc-bin gcc g++ libc6-dev ca-certificates python{0} libpython{0}-dev"
 )
 # made by installation scripts, so in no package's list
 MADE = ("/etc/alternatives", "/etc/ssl/certs/ca-certificates.crt", "/etc/ld.so.conf", "/etc/ld.so.conf.d")
@@ -62,7 +62,11 @@ def python_packages(own: set[str]) -> dict[str, metadata.Distribution]:
         if (name, extra) in done or name in own:
             continue
         done.add((name, extra))
-        found[name] = metadata.distribution(name)
+        try:
+            found[name] = metadata.distribution(name)
+        except metadata.PackageNotFoundError:
+            print(f"not on this host: {name}")  # noqa: T201
+            continue
         for text in found[name].requires or ():
             need = Requirement(text)
             if need.marker is None or need.marker.evaluate({"extra": extra}):
@@ -121,6 +125,9 @@ def finish_root(target: Path, python: str) -> None:
     for name in ("bin", "sbin", "lib", "lib64"):
         if not (target / name).exists():
             (target / name).symlink_to(f"usr/{name}")
+    if not (target / "usr/bin/sh").exists():  # Ubuntu's ldconfig is a shell script
+        (target / "usr/bin/sh").unlink(missing_ok=True)
+        shutil.copy2(Path("/bin/sh").resolve(), target / "usr/bin/sh")
     (target / "etc").mkdir(exist_ok=True)
     (target / "etc/passwd").write_text(
         "root:x:0:0:root:/root:/bin/bash\nmt:x:65532:65532:mtbuild:/tmp:/usr/sbin/nologin\n"

@@ -38,7 +38,7 @@ def test_the_default_matrix_is_what_the_contracts_say() -> None:
     assert matrix.groups["embedded"] == ("v72", "v73")
     v72 = matrix.cell("v72")
     assert (v72.expect, v72.compiler, v72.no_deps) == ("refused", False, ("xformers",))
-    assert {cell.name for cell in matrix.cells if "degraded" in cell.allow} == {"t211", "t213", "t215"}
+    assert {cell.name for cell in matrix.cells if "degraded" in cell.allow} == {"t213", "t215"}
     assert matrix.registry.staging is None
     assert matrix.aliases_of(matrix.cell("v73")) == ("latest-cu126",)
 

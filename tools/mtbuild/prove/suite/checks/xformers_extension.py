@@ -55,11 +55,11 @@ def run(ctx: Context) -> CheckResult:
     facts["xformers__operators"] = operators
     detail = "\n".join([*warnings.lines, *cause])
     if not loaded:
-        degraded = any(name.endswith("-pt") for name in operators)
+        degraded = _runs_without_extension() and any(name.endswith("-pt") for name in operators)
         usable = (
             f"PyTorch's own operators still serve attention ({', '.join(operators)}); sparse kernels do not"
             if degraded
-            else "no attention operator of it can be used: the first call raises NotImplementedError"
+            else "no attention operator of it can be used on a GPU: the first call raises NotImplementedError"
         )
         return failed(
             f"xFormers can't load its C++/CUDA extensions: built for PyTorch {built.get('torch')} with CUDA "
@@ -131,6 +131,17 @@ def _operators() -> list:
     if groups is None:
         from xformers.ops.fmha import FW_OPS as groups  # noqa: N811
     return [operator.NAME for operator in groups if operator.is_available()]
+
+
+def _runs_without_extension() -> bool:
+    """Whether PyTorch-backed operators run on CUDA although `_C.so` did not load.
+
+    0.0.35 lists them as available, yet refuses every CUDA input then: "xFormers wasn't build with CUDA
+    support" (seen on an H200, docs/evidence/t211). This flag is what its dispatcher asks.
+    """
+    from xformers.ops.fmha import common
+
+    return bool(getattr(common, "_built_with_cuda", True))
 
 
 def _causes(error: BaseException | None) -> list:
