@@ -132,6 +132,7 @@ def report_of(
         facts.append(Fact(name="gpu.memory_bytes", value=24 * 2**30, observed_by="host"))
     facts.append(Fact(name="suite.torch.version", value=f"{cell.torch}+cu126", observed_by="image"))
     fine = {"passed", "degraded"} if "degraded" in cell.allow else {"passed"}
+    facts.append(Fact(name="suite.xformers.built_for_cuda", value=1208, observed_by="image"))
     failed = not set(bad.values()) <= fine
     return SmokeReport(
         ref=ref,

@@ -115,6 +115,11 @@ def test_a_verified_image_moves_the_aliases(desk: Desk, image: Manifest) -> None
     read = catalog.read(desk.release, desk.keys.trusted)
     assert read is not None
     (entry,) = read.entries
+    assert [floor.component for floor in entry.image.floors] == [
+        "torch 2.7.1 (CUDA 12.6)",
+        "xformers 0.0.31 (CUDA 12.8)",
+        "ptxas of triton 3.3.1",
+    ]
     assert [run.device.name if run.device else "cpu" for run in entry.runs] == ["cpu", "NVIDIA H200"]
 
 

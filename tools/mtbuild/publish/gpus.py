@@ -9,10 +9,10 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from mtbuild.errors import InputError, did_you_mean
+from mtbuild.plan.floors import driver_floor
 
 __all__ = ["Floor", "covers", "floors", "highest", "normal_name", "sm_of"]
 
@@ -73,26 +73,24 @@ def floors(
     *, torch: str, cuda: str, triton: str, extensions: tuple[tuple[str, str], ...] = ()
 ) -> tuple[Floor, ...]:
     """Driver floors of torch's CUDA, the extensions' CUDA ((name, "12.8"), …) and the ptxas Triton uses."""
-    found = [Floor(component=f"torch {torch} (CUDA {cuda})", driver=_driver(cuda))]
-    found += [Floor(component=f"{name} (CUDA {built})", driver=_driver(built)) for name, built in extensions]
-    for row in _data("drivers.json")["triton_ptxas"]:
-        if Version(triton) in SpecifierSet(row["triton"]):
-            found.append(
-                Floor(
-                    component=f"ptxas of triton {triton} (CUDA {row['cuda']})",
-                    driver=_driver(row["cuda"]),
-                    from_sm=row["from_sm"] or "",
-                )
-            )
+    found = [_floor(f"torch {torch} (CUDA {cuda})", cuda)]
+    found += [_floor(f"{name} (CUDA {built})", built) for name, built in extensions]
+    held = ""
+    for sm in sorted(_data("gpus.json")["sm"], key=Version):  # Triton may choose its ptxas by capability
+        known = driver_floor(cuda=None, triton=triton, sm=sm)
+        if known is not None and known[0] != held:
+            component = f"ptxas of triton {triton}"
+            found.append(Floor(component=component, driver=known[0], from_sm=sm if held else ""))
+            held = known[0]
     return tuple(found)
 
 
-def _driver(cuda: str) -> str:
-    for row in _data("drivers.json")["cuda"]:
-        if row["major"] == Version(cuda).major:
-            return str(row["driver"])
-    msg = f"no driver floor is known for CUDA {cuda}"
-    raise InputError(msg, where="publish/data/drivers.json", fix="add that CUDA major with its source")
+def _floor(component: str, cuda: str) -> Floor:
+    known = driver_floor(cuda=cuda)
+    if known is None:
+        msg = f"no driver floor is known for CUDA {cuda}"
+        raise InputError(msg, where="plan/data/floors.json", fix="add that CUDA major with its source")
+    return Floor(component=component, driver=known[0])
 
 
 def highest(known: tuple[Floor, ...], sm: str | None) -> Floor:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from packaging.version import InvalidVersion, Version
 
 from mtbuild.errors import InputError, MtbuildError
+from mtbuild.plan.floors import driver_reaches
 from mtbuild.publish.gpus import covers, highest, normal_name, sm_of
 
 if TYPE_CHECKING:
@@ -162,7 +163,7 @@ def _candidate(entry: Entry, wish: Wish) -> Candidate:
         lost = f"failed on {run.device.name} ({run.finished}, evidence {run.evidence.short})"
     elif wish.sm is not None and not covers(entry.image.targets, wish.sm):
         lost = f"has no code for sm_{wish.sm.replace('.', '')} (built for {', '.join(entry.image.targets)})"
-    elif wish.driver is not None and Version(wish.driver) < Version(floor.driver):
+    elif wish.driver is not None and not driver_reaches(wish.driver, floor.driver):
         lost = f"needs driver {floor.driver} for {floor.component}; yours is {wish.driver}"
     elif match == "expected" and not wish.expected:
         lost = "never ran on this GPU nor its capability (--expected admits it)"

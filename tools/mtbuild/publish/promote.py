@@ -243,7 +243,7 @@ def _publish(job: _Job, envelopes: Sequence[Envelope]) -> Promotion:
     changed = _copy(job, manifest) or bool(fresh)
     for envelope in fresh:
         attach(job.target, manifest, envelope)
-    changed |= _attach_verdict(job, manifest, verdict)
+    changed |= _attach_verdict(job, manifest, verdict, statements)
     _read_back(job)
     if taken is None:
         job.note(f"tag {job.target.name}:{job.tag}")
@@ -314,7 +314,7 @@ def _copy(job: _Job, manifest: Manifest) -> bool:
     return True
 
 
-def _attach_verdict(job: _Job, manifest: Manifest, verdict: Verdict) -> bool:
+def _attach_verdict(job: _Job, manifest: Manifest, verdict: Verdict, statements: Sequence[Statement]) -> bool:
     """Sign the verdict, bound to the release repository; one that says the same already stands."""
     summary = Summary(
         subject=job.digest,
@@ -322,7 +322,7 @@ def _attach_verdict(job: _Job, manifest: Manifest, verdict: Verdict) -> bool:
         policy=job.policy,
         verified_at=verdict.at,
         inputs=verdict.used,
-        image=_image(job, verdict, manifest),
+        image=_image(job, verdict, manifest, statements),
     )
     _, standing = catalog.proof_of(job.target, job.digest, job.keys.trusted)
     for held in standing:
@@ -332,8 +332,15 @@ def _attach_verdict(job: _Job, manifest: Manifest, verdict: Verdict) -> bool:
     return True
 
 
-def _image(job: _Job, verdict: Verdict, manifest: Manifest) -> Image:
+def _image(job: _Job, verdict: Verdict, manifest: Manifest, statements: Sequence[Statement]) -> Image:
     cell, build = job.cell, job.build
+    # For which CUDA xFormers was compiled is the image's word; it can only raise the driver floor.
+    told = {
+        s.report.image_facts.get("suite.xformers.built_for_cuda")
+        for s in statements
+        if s.envelope in verdict.used
+    }
+    built = sorted(f"{code // 100}.{code % 100}" for code in told if isinstance(code, int))
     return Image(
         cell_id=cell.id,
         cell_name=cell.name,
@@ -347,7 +354,12 @@ def _image(job: _Job, verdict: Verdict, manifest: Manifest) -> Image:
         triton=cell.triton,
         xformers=cell.xformers,
         targets=cell.targets,
-        floors=floors(torch=cell.torch, cuda=cell.cuda, triton=cell.triton),
+        floors=floors(
+            torch=cell.torch,
+            cuda=cell.cuda,
+            triton=cell.triton,
+            extensions=tuple((f"xformers {cell.xformers}", cuda) for cuda in built),
+        ),
         degraded=verdict.degraded,
         size_bytes=sum(blob.size for blob in manifest.blobs),
         created=build.created,
