@@ -283,18 +283,20 @@ def xformers(
     requires: str = "torch==2.7.1",
     ops: str | None = None,
     linker: str = "_C.so: undefined symbol: _ZNK5torch8autograd4Node4nameEv",
+    common: str = "_built_with_cuda = False\n",
 ) -> None:
     """A package in the state that matrix.md §2.2 recorded for real wheels."""
     installed(suite)
     distribution(suite, "xformers", "0.0.31", requires)
     folder = suite.folder / "site/xformers"
-    (folder / "ops").mkdir(parents=True)
+    (folder / "ops/fmha").mkdir(parents=True)
     error = "None" if loaded else f"OSError({linker!r})"
     (folder / "__init__.py").write_text(XFORMERS.format(loaded=loaded, error=error, built=built))
     (folder / "cpp_lib.json").write_text(json.dumps({"version": {"torch": built, "cuda": 1206}}))
     kinds = (f"type('Op', (), dict(NAME={name!r}, is_available=lambda: True))" for name in operators)
     (folder / "ops/__init__.py").write_text(ops or "from . import fmha\n")
-    (folder / "ops/fmha.py").write_text(f"ALL_FW_OPS = [{', '.join(kinds)}]\n")
+    (folder / "ops/fmha/common.py").write_text(common)
+    (folder / "ops/fmha/__init__.py").write_text(f"ALL_FW_OPS = [{', '.join(kinds)}]\n")
 
 
 def test_xformers_that_is_active(suite: Suite) -> None:
@@ -324,13 +326,25 @@ def test_xformers_on_torchs_stable_abi_may_be_older(suite: Suite) -> None:
     assert suite.one("xformers.extension", cell=CELL)["status"] == "passed"
 
 
+CUDART = "libcudart.so.12: cannot open shared object file"
+
+
+def test_xformers_that_lists_pytorchs_operators_but_refuses_cuda(suite: Suite) -> None:
+    """0.0.35 with a torch for CUDA 13, as an H200 showed (docs/evidence/t211)."""
+    xformers(suite, built="2.10.0+cu128", loaded=False, operators=("cutlassF-pt",), linker=CUDART)
+    result = suite.one("xformers.extension", cell=CELL)
+    assert result["status"] == "failed"
+    assert CUDART in result["diagnosis"]
+    assert "NotImplementedError" in result["diagnosis"]
+
+
 def test_xformers_whose_attention_is_pytorchs_own_is_degraded(suite: Suite) -> None:
-    missing = "libcudart.so.12: cannot open shared object file"
-    xformers(suite, built="2.10.0+cu128", loaded=False, operators=("cutlassF-pt",), linker=missing)
+    """A release whose dispatcher does not ask for the extension."""
+    xformers(suite, built="2.10.0+cu128", loaded=False, operators=("fa2F-pt",), linker=CUDART, common="")
     result = suite.one("xformers.extension", cell=CELL)
     assert result["status"] == "degraded"
     assert suite.exit_status == 1
-    assert missing in result["diagnosis"]
+    assert CUDART in result["diagnosis"]
     suite.one("xformers.extension", cell=CELL, allow_degraded=True)
     assert suite.exit_status == 0
 
