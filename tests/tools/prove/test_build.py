@@ -406,6 +406,29 @@ def test_a_failed_step_is_quoted_and_leaves_no_record(
 
 
 @pytest.mark.engine
+def test_wheels_that_the_engine_dropped_are_handed_over_again(
+    engine: Engine, registry: str, base: Reference, project: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """BuildKit may clear a cache between two steps: the first hand-over is left out here, as if it had."""
+    commit(tiny(), project, secrets.token_hex(4))
+    fill, calls = wheel_store.fill, []
+
+    def late(*words: Any, **options: Any) -> None:
+        calls.append(1)
+        if len(calls) > 1:
+            fill(*words, **options)
+
+    monkeypatch.setattr(wheel_store, "fill", late)
+    told: list[str] = []
+    done = build(
+        tiny(), paths=project, engine=engine, staging=f"{registry}/test-staging", base=base, note=told.append
+    )
+    drop(engine, done)
+    assert len(calls) == 2
+    assert "tiny: the engine dropped wheels to make room" in told
+
+
+@pytest.mark.engine
 def test_a_stale_dockerfile_is_refused_before_anything_is_done(
     engine: Engine, registry: str, project: Paths
 ) -> None:

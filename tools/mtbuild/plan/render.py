@@ -23,10 +23,11 @@ if TYPE_CHECKING:
     from mtbuild.plan.cell import Cell
     from mtbuild.plan.lock import Lock, LockedWheel
 
-__all__ = ["LAYER_EPOCH", "Rendered", "WheelGroup", "render", "wheel_groups"]
+__all__ = ["LAYER_EPOCH", "MISSING_WHEEL", "Rendered", "WheelGroup", "render", "wheel_groups"]
 
 DOCKERFILE = "Dockerfile"
 LAYER_EPOCH = 1735689600  # 2025-01-01, as in the base: one for all cells, or they could not share layers
+MISSING_WHEEL = "not in the build cache"  # said by a layer whose wheels the engine dropped meanwhile
 _TEMPLATES = Path(__file__).parents[3] / "templates"
 
 _SYSTEM = ("ca-certificates", "ffmpeg", "python3")
@@ -123,6 +124,7 @@ def render(cell: Cell, lock: Lock, *, templates: Path | None = None) -> Rendered
         autoescape=False,  # noqa: S701 - Dockerfiles, not HTML; every value comes from matrix.yaml
     )
     environment.globals["layer_epoch"] = LAYER_EPOCH
+    environment.globals["missing_wheel"] = MISSING_WHEEL
     environment.globals["site"] = f"/opt/venv/lib/python{cell.python}/site-packages"
     shared, own = wheel_groups(lock)
     try:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from mtbuild.digest import Digest, Reference
 from mtbuild.errors import CommandError, InfrastructureError, InputError
 from mtbuild.plan.lock import Lock, check, runtime_requirements
-from mtbuild.plan.render import render
+from mtbuild.plan.render import MISSING_WHEEL, render
 from mtbuild.plan.resolve import uv_program
 from mtbuild.proc import run
 from mtbuild.prove import wheel_store
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["Build", "BuildFailed", "build", "builds_of"]
 
 _BUILD_S = 7200
+_TRIES = 3
 # zstd: pulls are a fifth smaller than gzip's and unpack three times as fast; higher levels cost more than
 # they save. Forced, so that layers which exist as gzip are not taken over as they are.
 OUTPUT = {
@@ -163,9 +164,7 @@ def build(
     paths.logs.mkdir(parents=True, exist_ok=True)
     log = paths.logs / f"build-{cell.id}-{plan.id[:12]}.log"
     log.unlink(missing_ok=True)
-    if plan.lock.wheels:
-        wheel_store.fill(plan.lock, paths=paths, engine=engine, base=plan.base, log=log, note=note)
-    digest = _buildx(plan, paths, engine, staging, log, note)
+    digest = _with_wheels(plan, paths, engine, staging, log, note)
     ref = replace(_repository(staging), digest=digest)
     manifest = _served(ref, engine)
     if manifest is None:
@@ -186,6 +185,8 @@ def build(
         wheels=tuple(wheel.sha256 for wheel in plan.lock.wheels),
     )
     _write(folder / "build.json", done.to_json())
+    # What this one replaces would fill the engine's disk; the registry still has it.
+    retire(engine, [old.ref for old in builds_of(paths, cell.id) if old.ref != done.ref])
     # 9 GB each in the engine: what this build replaces goes; staging still has it.
     retire(engine, (old.ref for old in builds_of(paths, cell.id) if old.ref.digest != ref.digest))
     note(f"{cell.name}: {done.size_bytes / 1e9:.2f} GB in {done.seconds:.0f} s: {ref}")
@@ -253,6 +254,29 @@ def _preflight(plan: _Plan, paths: Paths, engine: Engine) -> None:
         wheels=paths.wheels,
         registry=paths.registry if local else None,
         built=built,
+    )
+
+
+def _with_wheels(
+    plan: _Plan, paths: Paths, engine: Engine, staging: str, log: Path, note: Callable[[str], None]
+) -> Digest:
+    """Hand the engine the wheels and build; again if it dropped them in between to make room.
+
+    BuildKit may clear a cache whenever no step is using it, and only the layer that needs a wheel finds out.
+    """
+    for _ in range(_TRIES):
+        if plan.lock.wheels:
+            wheel_store.fill(plan.lock, paths=paths, engine=engine, base=plan.base, log=log, note=note)
+        try:
+            return _buildx(plan, paths, engine, staging, log, note)
+        except BuildFailed as error:
+            if f"{MISSING_WHEEL}: " not in _step_output(error.output):
+                raise
+            note(f"{plan.cell.name}: the engine dropped wheels to make room")
+    msg = f"the engine drops wheels from its cache faster than {plan.cell.name} can be built"
+    raise InfrastructureError(
+        msg,
+        fix="raise the engine's cache limit (builder.gc.defaultKeepStorage), or `docker buildx prune` it",
     )
 
 
@@ -330,9 +354,19 @@ def _failed(error: CommandError, cell: Cell, log: Path) -> InfrastructureError:
         fix = (
             "free space on the engine's disk (`docker buildx prune`, `docker image prune -a`) and build again"
         )
-    tail = "\n".join(f"  | {line}" for line in output.splitlines()[-25:])
-    msg = f"building {cell.name} failed\n{tail}" if output else f"building {cell.name}: {error.message}"
+    said = _step_output(output) or error.message
+    msg = f"building {cell.name} failed\n" + "\n".join(f"  | {line}" for line in said.splitlines()[-25:])
     return BuildFailed(msg, log=log, output=output, returncode=error.returncode, fix=fix)
+
+
+def _step_output(output: str) -> str:
+    """What the failed step itself printed: the block that BuildKit puts between two rules."""
+    lines = output.splitlines()
+    rules = [number for number, line in enumerate(lines) if line == "------"]
+    if len(rules) >= 2:
+        return "\n".join(line[:300] for line in lines[rules[-2] + 1 : rules[-1]])
+    errors = [line[:300] for line in lines if line.startswith("ERROR: ")]
+    return errors[-1] if errors else ""
 
 
 def _known(file: Path, plan: _Plan, staging: str, engine: Engine) -> Build | None:

@@ -54,6 +54,7 @@ LABEL org.opencontainers.image.title="multitalk v73" \
       org.opencontainers.image.version="torch2.7.1-cu126-xf0.0.31-py311-minimal" \
       mtbuild.cell="torch2.7.1-cu126-xf0.0.31-py311-minimal" \
       mtbuild.name="v73" \
+      mtbuild.suite="bookworm" \
       mtbuild.flavour="minimal"
 
 USER 65532:65532

@@ -65,6 +65,7 @@ nvidia-cudnn-cu12==9.5.1 --hash=sha256:22222222222222222222222222222222222222222
 LOCK
 mkdir /dev/shm/wheels
 sed 's/.*sha256://' /dev/shm/lock | while read -r hash; do
+    test -d "/run/wheels/$hash" || { echo "not in the build cache: $hash" >&2; exit 1; }
     ln -s "/run/wheels/$hash"/*.whl /dev/shm/wheels/
 done
 /run/uv pip install --quiet --no-cache --no-config --python /opt/venv/bin/python3 \
@@ -92,6 +93,7 @@ torch==2.7.1 --hash=sha256:33333333333333333333333333333333333333333333333333333
 LOCK
 mkdir /dev/shm/wheels
 sed 's/.*sha256://' /dev/shm/lock | while read -r hash; do
+    test -d "/run/wheels/$hash" || { echo "not in the build cache: $hash" >&2; exit 1; }
     ln -s "/run/wheels/$hash"/*.whl /dev/shm/wheels/
 done
 /run/uv pip install --quiet --no-cache --no-config --python /opt/venv/bin/python3 \
@@ -124,6 +126,7 @@ triton==3.3.1 --hash=sha256:4444444444444444444444444444444444444444444444444444
 LOCK
 mkdir /dev/shm/wheels
 sed 's/.*sha256://' /dev/shm/lock | while read -r hash; do
+    test -d "/run/wheels/$hash" || { echo "not in the build cache: $hash" >&2; exit 1; }
     ln -s "/run/wheels/$hash"/*.whl /dev/shm/wheels/
 done
 /run/uv pip install --quiet --no-cache --no-config --python /opt/venv/bin/python3 \
@@ -179,6 +182,7 @@ xformers==0.0.31 --hash=sha256:5555555555555555555555555555555555555555555555555
 LOCK
 mkdir /dev/shm/wheels
 sed 's/.*sha256://' /dev/shm/lock | while read -r hash; do
+    test -d "/run/wheels/$hash" || { echo "not in the build cache: $hash" >&2; exit 1; }
     ln -s "/run/wheels/$hash"/*.whl /dev/shm/wheels/
 done
 /run/uv pip install --quiet --no-cache --no-config --python /opt/venv/bin/python3 \
@@ -205,6 +209,7 @@ numpy==1.26.4 --hash=sha256:1111111111111111111111111111111111111111111111111111
 LOCK
 mkdir /dev/shm/wheels
 sed 's/.*sha256://' /dev/shm/lock | while read -r hash; do
+    test -d "/run/wheels/$hash" || { echo "not in the build cache: $hash" >&2; exit 1; }
     ln -s "/run/wheels/$hash"/*.whl /dev/shm/wheels/
 done
 /run/uv pip install --quiet --no-cache --no-config --python /opt/venv/bin/python3 \
@@ -256,6 +261,7 @@ LABEL org.opencontainers.image.title="multitalk v73" \
       org.opencontainers.image.version="torch2.7.1-cu126-xf0.0.31-py311" \
       mtbuild.cell="torch2.7.1-cu126-xf0.0.31-py311" \
       mtbuild.name="v73" \
+      mtbuild.suite="bookworm" \
       mtbuild.flavour="runtime-deps"
 
 USER 65532:65532
