@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
@@ -398,6 +399,17 @@ def test_killed_by_the_system_and_run_again(desk: Desk, registry: str, tmp_path:
     assert finished.stdout.splitlines()[-1] == "done"
     assert unproven(desk, desk.release.name) == []
     assert f"{V73.id}-checked" in desk.tags()
+
+
+def test_two_publishers_at_once_lose_nothing(desk: Desk) -> None:
+    builds = [build_of(desk.staging, push_image(desk.staging)) for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        out = list(pool.map(lambda build: desk.publish(desk.signed(build=build), build=build), builds))
+    read = catalog.read(desk.release, desk.keys.trusted)
+    assert read is not None
+    assert {entry.digest for entry in read.entries} == {one.digest for one in out}
+    assert {one.tags[0] for one in out} <= desk.tags()
+    assert catalog.rebuild(desk.release, desk.keys) == read
 
 
 def test_old_evidence_lets_nothing_out(desk: Desk) -> None:

@@ -311,6 +311,15 @@ def test_a_broken_docker_configuration_is_named(tmp_path: Path, monkeypatch: pyt
     assert caught.value.where == str(tmp_path / "config.json")
 
 
+def test_docker_hub_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    docker_config(
+        tmp_path, monkeypatch, {"auths": {"https://index.docker.io/v1/": {"auth": basic("me", "pass")}}}
+    )
+    assert credentials_for("docker.io") == Credentials(username="me", password="pass")
+    with Transport("docker.io") as transport:
+        assert str(transport.base) == "https://registry-1.docker.io"
+
+
 def test_secrets_are_in_no_repr() -> None:
     text = repr(Credentials(username="me", password="hush", identity_token="quiet"))
     assert "hush" not in text

@@ -3,6 +3,8 @@
 Stored exactly as cosign 3 stores attestations, so that `cosign verify-attestation` finds ours. The
 fallback tag `sha256-<hex>` is an index that clients keep by read-modify-write (OCI distribution 1.1,
 "Referrers tag schema"); what others listed there is kept as it is.
+Limits: OCI has no compare-and-swap, so two machines that write one fallback tag at the same moment can lose
+an entry. Publishing holds a lock on its machine and reads everything back before the first tag.
 """
 
 from __future__ import annotations

@@ -39,7 +39,8 @@ __all__ = [
 T = TypeVar("T")
 
 _TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
-_DOCKER_HUB = "https://index.docker.io/v1/"
+_HUB_NAMES = ("docker.io", "index.docker.io")
+_DOCKER_HUB = "https://index.docker.io/v1/"  # how docker's configuration calls it
 _PATIENCE = httpx.Timeout(60, connect=10, read=300, pool=30)  # a registry hashes gigabytes before it answers
 
 
@@ -96,7 +97,7 @@ def credentials_for(host: str) -> Credentials | None:
         msg = f"docker's configuration can't be read: {error}"
         raise InputError(msg, where=str(path), fix="repair that file, or `docker login` again") from error
     names = [host, f"https://{host}", f"http://{host}", f"https://{host}/v1/", f"https://{host}/v2/"]
-    if host in ("docker.io", "index.docker.io", "registry-1.docker.io"):
+    if host in (*_HUB_NAMES, "registry-1.docker.io"):
         names.append(_DOCKER_HUB)
     helpers = config.get("credHelpers") or {}
     helper = next((helpers[name] for name in names if name in helpers), config.get("credsStore"))
@@ -168,7 +169,8 @@ class Transport:
     ) -> None:
         self.host = host
         local = is_loopback(host)
-        self.base = httpx.URL(f"{'http' if local else 'https'}://{host}")
+        api = "registry-1.docker.io" if host in _HUB_NAMES else host  # Docker Hub's name is not its address
+        self.base = httpx.URL(f"{'http' if local else 'https'}://{api}")
         # A proxy of the environment must not see, or break, what stays on this machine.
         self._client = client or httpx.Client(timeout=_PATIENCE, trust_env=not local)
         self._credentials = credentials
