@@ -180,7 +180,7 @@ def _absorbed(m: dict[str, Any], folded: dict[str, Any]) -> str:
     lines = [
         "## Absorbed audio projections",
         "",
-        "From a second process (`docs/evidence/gpu/forward-absorbed.json`), of the code as it is. In the run above the output's",
+        "From a second process (`docs/evidence/gpu/forward-absorbed.json`), with the arithmetic that the code has. In the run above the output's",
         f"bias was folded into values that were bf16 already: copies fell from {_copies(m):.0f} to {_copies(folded):.0f} ms, but the error rose by",
         f"{100 * (_ratio(folded, 'fused, absorbed') - 1):.0f} % over that of the reference's order, so the gate refused it and it was undone. Still to try: folding it",
         "in fp32 before the values are rounded.",

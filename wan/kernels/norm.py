@@ -3,7 +3,7 @@
 Each launcher has its namesake in `wan.kernels.reference`.
 """
 
-from __future__ import annotations
+# No postponed annotations: the interpreter of triton 3.0 and 3.1 knows a constexpr by its annotation alone.
 
 import triton
 import triton.language as tl

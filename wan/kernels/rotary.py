@@ -1,6 +1,6 @@
 """RMSNorm over all heads' channels and the 3-D rotary embedding, in one pass over q (or k)."""
 
-from __future__ import annotations
+# No postponed annotations: the interpreter of triton 3.0 and 3.1 knows a constexpr by its annotation alone.
 
 import triton
 import triton.language as tl

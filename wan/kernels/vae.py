@@ -1,6 +1,6 @@
 """The VAE's channel RMS norm and SiLU in one pass, for both memory layouts of [B, C, T, H, W]."""
 
-from __future__ import annotations
+# No postponed annotations: the interpreter of triton 3.0 and 3.1 knows a constexpr by its annotation alone.
 
 import triton
 import triton.language as tl
