@@ -47,7 +47,7 @@ DIT = {
 }
 T5 = {"vocab": VOCABULARY, "dim": TEXT_DIM, "dim_attn": 64, "dim_ffn": 128, "num_heads": 2, "num_layers": 2}
 CLIP = {"num_layers": 1, "mlp_ratio": 0.25}
-VAE = {"dim": 16}
+VAE = {"dim": 8, "num_res_blocks": 1}
 WAV2VEC = {
     "architectures": ["Wav2Vec2ForPreTraining"],
     "model_type": "wav2vec2",
@@ -76,7 +76,7 @@ PREPROCESSOR = {
     "return_attention_mask": False,
     "sampling_rate": 16000,
 }
-SHRINK = 5  # of the published buckets' sides, to a multiple of 16
+SHRINK = 8  # of the published buckets' sides, to a multiple of 16
 CORPUS = (
     "A person is talking to the camera.",
     "Two people sit at a table and have a conversation.",
