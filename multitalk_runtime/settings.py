@@ -22,13 +22,20 @@ caller's, so nothing is allowed by default but public web addresses.
 | `MT_FETCH_S` | 60 | time for one download, seconds |
 | `MT_JOB_S` | 7200 | time for one job, seconds |
 | `MT_TOKEN` | | bearer token of `serve`; without one it binds to loopback only |
+| `MT_MAX_BODY_BYTES` | 48 MiB | of one request to `serve` |
+| `MT_STATE_DIR` | `/tmp/multitalk` | where `serve` keeps its queue and its results |
+| `MT_QUEUE` | 16 | jobs that may wait in `serve` |
+| `MT_RESULT_TTL_S` | 3600 | how long `serve` keeps a finished job, seconds |
+| `MT_RESULT_QUOTA_BYTES` | 4 GiB | of all results that `serve` keeps |
+| `MT_DRAIN_S` | 600 | how long a running job may still take after SIGTERM, seconds |
 """
 
 from __future__ import annotations
 
 import ipaddress
 import os
-from dataclasses import dataclass
+import tempfile
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -75,12 +82,18 @@ class Settings:
     max_result_bytes: int = 16 << 20
     fetch_s: float = 60.0
     job_s: float = 7200.0
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
+    max_body_bytes: int = 48 << 20
+    state_dir: Path = Path(tempfile.gettempdir()) / "multitalk"
+    queue: int = 16
+    result_ttl_s: float = 3600.0
+    result_quota_bytes: int = 4 << 30
+    drain_s: float = 600.0
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Settings:
         """Read `os.environ` (or the mapping given); an empty variable counts as not set."""
-        given = {key: value.strip() for key, value in (environment or os.environ).items() if value.strip()}
+        given = {key: value.strip() for key, value in (os.environ if environment is None else environment).items() if value.strip()}
         bucket = given.get("AWS_S3_BUCKET_NAME")
         default = cls()
         return cls(
@@ -92,7 +105,7 @@ class Settings:
             s3_allowed=tuple(_items(given, "MT_S3_BUCKETS")) or ((bucket,) if bucket else ()),
             s3_bucket=bucket,
             s3_output_prefix=given.get("MT_S3_OUTPUT_PREFIX", default.s3_output_prefix),
-            s3_endpoint=given.get("BUCKET_ENDPOINT_URL"),
+            s3_endpoint=_endpoint(given),
             s3_region=given.get("AWS_REGION") or given.get("AWS_DEFAULT_REGION"),
             volumes=tuple(Path(item) for item in _items(given, "MT_VOLUMES")),
             allow_addresses=tuple(_network(item) for item in _items(given, "MT_ALLOW_ADDRESSES")),
@@ -104,6 +117,12 @@ class Settings:
             fetch_s=_number(given, "MT_FETCH_S", default.fetch_s),
             job_s=_number(given, "MT_JOB_S", default.job_s),
             token=given.get("MT_TOKEN"),
+            max_body_bytes=int(_number(given, "MT_MAX_BODY_BYTES", default.max_body_bytes)),
+            state_dir=Path(given.get("MT_STATE_DIR", default.state_dir)),
+            queue=int(_number(given, "MT_QUEUE", default.queue)),
+            result_ttl_s=_number(given, "MT_RESULT_TTL_S", default.result_ttl_s),
+            result_quota_bytes=int(_number(given, "MT_RESULT_QUOTA_BYTES", default.result_quota_bytes)),
+            drain_s=_number(given, "MT_DRAIN_S", default.drain_s),
         )
 
 
@@ -126,6 +145,14 @@ def _number(given: Mapping[str, str], key: str, default: float) -> float:
         msg = f"{key}={given[key]!r} is not a positive number"
         raise SettingsError(msg)
     return value
+
+
+def _endpoint(given: Mapping[str, str]) -> str | None:
+    text = given.get("BUCKET_ENDPOINT_URL")
+    if text is not None and not text.startswith(("http://", "https://")):
+        msg = "BUCKET_ENDPOINT_URL is not an http or https address; leave it empty for AWS"
+        raise SettingsError(msg)
+    return text
 
 
 def _network(text: str) -> Network:
