@@ -216,9 +216,10 @@ class MultiTalkPipeline:
         on_progress: ProgressCallback | None = None,
         cancelled: Callable[[], bool] | None = None,
         on_frames: Callable[[Tensor], None] | None = None,
+        keep_frames: bool = True,
     ) -> Tensor | None:
         """→ video [3, F, H, W] fp32 in [−1, 1] on the CPU, F as many frames (25 a second) as there is speech;
-        None on other ranks than 0.
+        None on other ranks than 0, and without `keep_frames` (then `on_frames` alone gets them).
 
         input_data: prompt; cond_image, a path or PIL image; cond_audio {"person1": …[, "person2": …]},
         embeddings [N, 12, 768] of `wan.audio.speech_embedding` or paths of saved ones; bbox, optional with
@@ -266,13 +267,14 @@ class MultiTalkPipeline:
                 )
                 kept = []
                 for frames in self._clips(run):
-                    kept.append(frames)
+                    if keep_frames:
+                        kept.append(frames)
                     if on_frames is not None and self.rank == 0:
                         on_frames(frames)
         finally:
             if bar is not None:
                 bar.close()
-        return torch.cat(kept, dim=1) if self.rank == 0 else None
+        return torch.cat(kept, dim=1) if kept and self.rank == 0 else None
 
     def _clips(self, run: Run) -> Iterator[Tensor]:
         """The new frames [3, f, H, W] of each clip, on the CPU, cut to the length of the video."""
