@@ -1,4 +1,4 @@
-"""Where the three models lie: the folders of Wan2.1, MultiTalk and wav2vec2, as their repositories name them."""
+"""Where the three models lie: the folders of Wan2.1, MultiTalk and wav2vec2, named as they are published."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ CORPUS = (
 
 
 def write_tiny(root: Path, *, seed: int = 0) -> ModelDirs:
-    """Write the three folders under `root` (new or empty, FileExistsError otherwise); returns where they are."""
+    """Write the three folders under `root`, which must be new or empty (FileExistsError)."""
     if root.exists() and any(root.iterdir()):
         msg = f"{root}: the folder is not empty. Name a new one"
         raise FileExistsError(msg)
@@ -147,9 +147,7 @@ def _write_encoders(folder: Path, seed: int) -> None:
     image = _fill(feature_tower(**CLIP), seed)
     torch.save({f"visual.{k}": v.half() for k, v in image.items()}, folder / str(config.clip_checkpoint))
     _write_tokenizer(folder / config.t5_tokenizer, ("<pad>", "</s>", "<unk>"), start="")
-    _write_tokenizer(
-        folder / str(config.clip_tokenizer), ("<s>", "<pad>", "</s>", "<unk>"), start="<s> "
-    )
+    _write_tokenizer(folder / str(config.clip_tokenizer), ("<s>", "<pad>", "</s>", "<unk>"), start="<s> ")
 
 
 def _shrunk(bucket: Sequence[int]) -> list[int]:
@@ -209,7 +207,7 @@ def _fill(model: nn.Module, seed: int) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
     for name, old in model.state_dict().items():
         leaf = name.rpartition(".")[2]
-        if old.ndim < 2 and leaf not in ("bias", "masked_spec_embed") or leaf in ("gamma", "original0"):
+        if leaf in ("gamma", "original0") or (old.ndim < 2 and leaf not in ("bias", "masked_spec_embed")):
             state[name] = torch.ones(old.shape)
             continue
         noise = torch.randn(old.shape, generator=generator)

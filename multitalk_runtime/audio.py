@@ -1,0 +1,139 @@
+"""Audio files → the speakers' tracks: 16 kHz, mono, float32, at one loudness, on one time axis.
+
+ffmpeg decodes (video files count as audio), soxr resamples as the model's original did; loudness and mixing
+are `wan.audio`'s.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import wave
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from multitalk_runtime.errors import AudioFault, PersonsFault, TooLargeFault
+from multitalk_runtime.ffmpeg import READ_ONLY_FILES, program
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+__all__ = ["Speech", "decode_audio", "mix_tracks", "write_wav"]
+
+SAMPLE_RATE = 16_000
+MAX_SECONDS = 600.0
+MIN_SECONDS = 0.4  # below, no loudness is defined
+_PROBE_S = 30.0
+_DECODE_S = 300.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speech:
+    """The speakers' tracks [n] each and the sound of the video [n]: float32 at 16 kHz."""
+
+    tracks: tuple[np.ndarray, ...]
+    mixed: np.ndarray
+
+    @property
+    def seconds(self) -> float:
+        return len(self.mixed) / SAMPLE_RATE
+
+
+def decode_audio(path: Path, *, field: str = "audio", max_seconds: float = MAX_SECONDS) -> np.ndarray:
+    """The first audio stream of a file → samples [n] float32 in about [−1, 1]: 16 kHz, channels averaged.
+
+    Raises AudioFault (no audio, broken, shorter than 0.4 s) or TooLargeFault (longer than `max_seconds`).
+    """
+    rate = _sample_rate(path, field)
+    # A second more than allowed shows that there is more; nothing beyond it is decoded.
+    command = [program("ffmpeg"), "-nostdin", "-v", "error", *READ_ONLY_FILES, "-i", f"file:{path}"]
+    command += ["-map", "0:a:0", "-vn", "-sn", "-dn", "-t", f"{max_seconds + 1:.3f}", "-ac", "1"]
+    command += ["-f", "f32le", "-c:a", "pcm_f32le", "pipe:1"]
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=_DECODE_S
+        )
+    except subprocess.TimeoutExpired as error:
+        raise AudioFault("audio.broken", "decoding took too long", field=field) from error
+    samples = np.frombuffer(done.stdout[: len(done.stdout) // 4 * 4], dtype="<f4").astype(np.float32)
+    if done.returncode or not len(samples):
+        raise AudioFault("audio.broken", "the audio can't be decoded", field=field)
+    if not np.isfinite(samples).all():
+        raise AudioFault("audio.broken", "the audio has samples that are not finite", field=field)
+    seconds = len(samples) / rate
+    if seconds > max_seconds:
+        msg = f"the audio is longer than {max_seconds:g} seconds"
+        raise TooLargeFault("too_large.seconds", msg, field=field)
+    if seconds < MIN_SECONDS:
+        msg = f"the audio has {seconds:.2f} s; at least {MIN_SECONDS} s are needed"
+        raise AudioFault("audio.too_short", msg, field=field)
+    return resample(samples, rate)
+
+
+def _sample_rate(path: Path, field: str) -> int:
+    command = [program("ffprobe"), "-v", "error", *READ_ONLY_FILES, "-select_streams", "a:0"]
+    command += ["-show_entries", "stream=sample_rate", "-of", "json", "-i", f"file:{path}"]
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=_PROBE_S
+        )
+    except subprocess.TimeoutExpired as error:
+        raise AudioFault("audio.broken", "reading the audio's header took too long", field=field) from error
+    if done.returncode:
+        raise AudioFault("audio.not_audio", "this is not an audio or video file", field=field)
+    streams = json.loads(done.stdout or b"{}").get("streams", [])
+    if not streams:
+        raise AudioFault("audio.no_stream", "the file has no audio stream", field=field)
+    rate = int(streams[0].get("sample_rate", 0))
+    if not 1000 <= rate <= 768_000:
+        raise AudioFault("audio.broken", f"a sample rate of {rate} Hz", field=field)
+    return rate
+
+
+def resample(samples: np.ndarray, rate: int) -> np.ndarray:
+    """Samples [n] at `rate` → 16 kHz, float32."""
+    if rate == SAMPLE_RATE:
+        return samples
+    import soxr
+
+    return soxr.resample(samples, rate, SAMPLE_RATE, quality="HQ").astype(np.float32)
+
+
+def mix_tracks(
+    tracks: Sequence[np.ndarray | None], audio_type: str = "para", *, normalise: bool = True
+) -> Speech:
+    """One or two speakers' samples at 16 kHz → `Speech`; None is a silent speaker.
+
+    "para": they speak at once, and the shorter track is followed by silence. "add": person 1 first, then
+    person 2. `normalise` brings each track to −23 LUFS (synthetic speech is left as it is). Raises
+    PersonsFault for another number of speakers, or if every track is silent.
+    """
+    from wan.audio import loudness_norm, mix
+
+    if len(tracks) not in (1, 2):
+        msg = f"{len(tracks)} tracks; the model knows one or two speakers"
+        raise PersonsFault("persons.count", msg, field="audio")
+    if all(track is None for track in tracks):
+        raise PersonsFault("persons.all_silent", "every track is silent", field="audio")
+    levelled = [None if track is None else (loudness_norm(track) if normalise else track) for track in tracks]
+    if len(levelled) == 1:
+        track = np.asarray(levelled[0], dtype=np.float32)
+        return Speech(tracks=(track,), mixed=track)
+    both = mix(levelled[0], levelled[1], audio_type)
+    first, second, mixed = (
+        np.asarray(track, dtype=np.float32) for track in (both.person1, both.person2, both.mixed)
+    )
+    return Speech(tracks=(first, second), mixed=mixed)
+
+
+def write_wav(path: Path, samples: np.ndarray) -> None:
+    """Samples [n] at 16 kHz in [−1, 1] (clipped) → a 16-bit WAV file."""
+    data = (np.clip(samples, -1, 1) * 32767).round().astype("<i2")
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(SAMPLE_RATE)
+        file.writeframes(data.tobytes())
