@@ -50,7 +50,7 @@ def _enter(rank: int, worker, size: int, port: int, *args) -> None:
     torch.set_num_threads(1)
     from wan.distributed import init_from_environment
 
-    with init_from_environment(timeout_s=60) as launch, torch.inference_mode():
+    with init_from_environment(timeout_s=300) as launch, torch.inference_mode():
         assert (launch.rank, launch.size) == (rank, size)
         worker(rank, size, *args)
 
@@ -73,11 +73,6 @@ def _pieces(rank: int, size: int) -> None:
         together.attention(attend, *(t[:, :, :3] for t in parts))
     with pytest.raises(RuntimeError, match=r"call split\(\) first"):
         together.attention(attend, *(t[:, 1:] for t in parts))
-
-
-@pytest.mark.parametrize("size", [2, 4])
-def test_pieces_equal_one_process(size: int) -> None:
-    run(_pieces, size)
 
 
 def dit(seed: int = 1) -> WanModel:
@@ -155,9 +150,15 @@ def _dit(rank: int, size: int) -> None:
     assert all(f.untyped_storage().nbytes() == 0 for f in flat)
 
 
+def _everything(rank: int, size: int) -> None:
+    _pieces(rank, size)
+    _dit(rank, size)
+
+
 @pytest.mark.parametrize("size", [2, 4])
-def test_model_equals_one_process(size: int) -> None:
-    run(_dit, size)
+def test_processes_equal_one(size: int) -> None:
+    """The pieces, then the model: in one start of the processes, which is most of the time."""
+    run(_everything, size)
 
 
 def test_sharding_needs_blocks() -> None:
