@@ -1,0 +1,121 @@
+"""What the generator is asked for: one video, by files that are here already."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from multitalk_runtime.errors import JobFault, PersonsFault
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    import numpy as np
+    from torch import Tensor
+
+    from multitalk_runtime.job import Job
+
+__all__ = ["TURBO", "Request"]
+
+STEPS = 40
+SHIFT = {"multitalk-480": 7.0, "multitalk-720": 11.0}
+MAX_FRAMES = 1000
+TURBO = {"sample_steps": 8, "sample_shift": 2.0, "text_guide_scale": 1.0, "audio_guide_scale": 2.0}
+"""What the FusionX LoRA's authors recommend, for every value that a turbo job leaves open."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One video. The numbers have the meaning and the defaults of the command line (`generate_multitalk`).
+
+    tracks: one or two audio files (or decoded samples, 16 kHz float32); None is a silent speaker. `speech`
+    replaces them as the model's input by embeddings [frames, 12, 768], one a speaker; the tracks are still
+    the video's sound. `max_frames` bounds a streaming video. `seed` −1 draws one.
+    """
+
+    prompt: str
+    image: Path
+    tracks: tuple[Path | np.ndarray | None, ...]
+    output: Path
+    audio_type: str = "para"
+    bbox: Mapping[str, tuple[int, int, int, int]] | None = None
+    size: str = "multitalk-480"
+    mode: str = "clip"
+    frame_num: int = 81
+    motion_frame: int = 25
+    sample_steps: int | None = None
+    sample_shift: float | None = None
+    text_guide_scale: float = 5.0
+    audio_guide_scale: float = 4.0
+    seed: int = 42
+    use_teacache: bool = False
+    teacache_thresh: float = 0.2
+    use_apg: bool = False
+    apg_momentum: float = -0.75
+    apg_norm_threshold: float = 55.0
+    color_correction_strength: float = 1.0
+    max_frames: int = MAX_FRAMES
+    max_audio_s: float = 600.0
+    normalise: bool = True
+    speech: tuple[Tensor, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.size not in SHIFT:
+            msg = f"size {self.size!r} is not one that the model has"
+            raise JobFault("job.size", msg, field="size")
+        for name, value in (("frame_num", self.frame_num), ("motion_frame", self.motion_frame)):
+            if value % 4 != 1 or value < 1 or (name == "frame_num" and value < 5):
+                near = max(5 if name == "frame_num" else 1, value // 4 * 4 + 1)
+                msg = f"{name} {value} is not of the form 4n+1"
+                raise JobFault("job.frame_num", msg, field=name, hint=f"use {near} or {near + 4}")
+        if self.mode not in ("clip", "streaming"):
+            raise JobFault("job.invalid", f"mode {self.mode!r} is neither clip nor streaming", field="mode")
+        if self.mode == "streaming" and self.motion_frame >= self.frame_num:
+            msg = f"motion_frame {self.motion_frame} leaves nothing new in a clip of {self.frame_num} frames"
+            raise JobFault("job.conflict", msg, field="motion_frame", hint="use 25")
+        if len(self.tracks) not in (1, 2):
+            msg = f"{len(self.tracks)} tracks; the model knows one or two speakers"
+            raise PersonsFault("persons.count", msg, field="audio")
+
+    @classmethod
+    def from_job(
+        cls,
+        job: Job,
+        *,
+        image: Path,
+        tracks: tuple[Path | None, ...],
+        output: Path,
+        max_audio_s: float = 600.0,
+    ) -> Request:
+        """A job whose files have been brought here. `turbo` fills in what the job leaves open."""
+        same = (
+            "prompt", "audio_type", "bbox", "size", "mode", "frame_num", "motion_frame", "sample_steps",
+            "sample_shift", "text_guide_scale", "audio_guide_scale", "seed", "use_teacache",
+            "teacache_thresh", "use_apg", "apg_momentum", "apg_norm_threshold", "color_correction_strength",
+        )  # fmt: skip
+        values: dict[str, Any] = {name: getattr(job, name) for name in same}
+        if job.turbo:
+            open_values = {
+                k: v for k, v in TURBO.items() if k not in job.model_fields_set or values[k] is None
+            }
+            values |= open_values
+        return cls(image=image, tracks=tracks, output=output, max_audio_s=max_audio_s, **values)
+
+    @property
+    def steps(self) -> int:
+        return STEPS if self.sample_steps is None else self.sample_steps
+
+    @property
+    def shift(self) -> float:
+        return SHIFT[self.size] if self.sample_shift is None else self.sample_shift
+
+    @property
+    def frames_at_most(self) -> int:
+        """Of the whole video: one clip, or what streaming allows."""
+        return self.frame_num if self.mode == "clip" else max(self.max_frames, self.frame_num + 1)
+
+    @property
+    def passes(self) -> int:
+        """Runs of the network a step."""
+        return 2 if abs(self.text_guide_scale - 1.0) < 1e-9 else 3
