@@ -49,8 +49,8 @@ _NEEDED = {"iptables": "iptables", "setpriv": "util-linux", "ip": "iproute2"}
 
 _SOCKET_LIMIT = 107  # bytes in a socket's path, unix(7)
 _START_S, _STOP_S = 60.0, 45.0
-# Not counting what images share with it. One CUDA cell: 3.2 GB of wheels and 5.5 GB of layers; below twice that,
-# the wheels of a cell can go between being handed over and being installed.
+# Not counting what images share with it. One CUDA cell: 3.2 GB of wheels and 5.5 GB of layers; below twice
+# that, the wheels of a cell can go between being handed over and being installed.
 _CACHE_LIMIT_GB = 24
 
 
