@@ -49,6 +49,9 @@ class Recorded:
         self._enter("prove", cell, note)
         return Proof(problems=self.problems, reused=False)
 
+    def attest_failure(self, cell: Cell, note: Callable[[str], None]) -> None:
+        self._enter("attest_failure", cell, note)
+
     def publish(self, cell: Cell, note: Callable[[str], None]) -> Released:
         self._enter("publish", cell, note)
         return Released(channel="checked", tags=("t-checked",), reused=False)
@@ -92,7 +95,7 @@ def test_a_cell_that_was_not_asked_for_ends_planned() -> None:
 def test_what_the_suite_refuses_is_not_published() -> None:
     acts = Recorded(problems=("compiler: failed", "versions: failed"))
     outcome = only(Planned(cell=V73, findings=()), acts)
-    assert acts.calls == ["build v73", "prove v73"]
+    assert acts.calls == ["build v73", "prove v73", "attest_failure v73"]
     assert (outcome.state, outcome.as_expected) == ("refused", False)
     assert outcome.reason == "compiler: failed; versions: failed"
 

@@ -93,6 +93,18 @@ class LocalActs:
         report.write(folder / f"{_stem(report)}.json")
         return Proof(problems=report.problems, reused=False)
 
+    def attest_failure(self, cell: Cell, note: Callable[[str], None]) -> None:
+        """Ask for a publication that the policy must refuse: the evidence is attached all the same."""
+        from mtbuild.publish.promote import RefusedError
+
+        try:
+            self.publish(cell, note)
+        except RefusedError as error:
+            note(f"not public, and known as failed: {error.verdict.digest}")
+            return
+        msg = f"{cell.name}: the policy let a failed smoke run through"
+        raise AssertionError(msg)
+
     def publish(self, cell: Cell, note: Callable[[str], None]) -> Released:
         """What the evidence allows: `verified` where a GPU vouched, else `checked`."""
         from mtbuild.publish.promote import publish

@@ -90,6 +90,10 @@ class Acts(Protocol):
         """Smoke the digest that `build` gave."""
         ...
 
+    def attest_failure(self, cell: Cell, note: Callable[[str], None]) -> None:
+        """Attach the evidence of a failed smoke run, so that the digest is known as bad."""
+        ...
+
     def publish(self, cell: Cell, note: Callable[[str], None]) -> Released:
         """Judge the evidence and let the digest out."""
         ...
@@ -131,6 +135,7 @@ def _one(item: Planned, acts: Acts, progress: Callable[[Progress], None], *, bui
         proof = acts.prove(cell, note("smoke"))
         outcome = replace(outcome, reused=(*outcome.reused, *_if(proof.reused, "smoke")))
         if proof.problems:
+            acts.attest_failure(cell, note("publish"))
             # Refused by the suite: for a cell that expects a refusal that is what should happen.
             outcome = replace(
                 outcome,
