@@ -82,7 +82,11 @@ class JobFault(Fault):
         ("job.unknown_key", "the job has a key that is not known", "remove it, or correct its name"),
         ("job.missing", "something that is needed is not there", "add it to the job"),
         ("job.conflict", "two keys of the job say different things", "keep one of them"),
-        ("job.frame_num", "frame_num or motion_frame is not of the form 4n+1", "use 81 and 25, or others 4n+1"),
+        (
+            "job.frame_num",
+            "frame_num or motion_frame is not of the form 4n+1",
+            "use 81 and 25, or others 4n+1",
+        ),
         ("job.prompt_too_long", "the prompt has too many characters", "shorten it"),
         ("job.not_found", "there is no such job, or its time to live is over", "submit it again"),
         ("job.not_finished", "the job has no result yet", "ask for its status, and again when it is done"),
@@ -177,7 +181,7 @@ class AudioFault(Fault):
         ),
         ("audio.broken", "the audio can't be decoded", "send an intact file"),
         ("audio.no_stream", "the file has no audio stream", "send a file with sound"),
-        ("audio.too_short", "the audio is shorter than 0.2 seconds", "send more sound"),
+        ("audio.too_short", "the audio is shorter than 0.4 seconds", "send more sound"),
     )
 
 

@@ -8,14 +8,24 @@ whether the worker may use it is decided by `inputs` and `outputs`, against the 
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from multitalk_runtime.errors import JobFault, PersonsFault
+from multitalk_runtime.sniff import media_kind
 
 __all__ = ["Audio", "Deprecation", "Job", "Output", "S3Object", "Source", "json_schema", "parse_job"]
 
@@ -141,13 +151,13 @@ class Job(_Model):
             raise JobFault("job.prompt_too_long", msg, field="prompt")
         return value
 
-    @field_validator("frame_num")
+    @field_validator("frame_num", "motion_frame")
     @classmethod
-    def _four_n_plus_one(cls, value: int) -> int:
+    def _four_n_plus_one(cls, value: int, info: ValidationInfo) -> int:
         if value % 4 != 1:
-            lower = value - (value - 1) % 4
-            msg = f"frame_num {value} is not of the form 4n+1"
-            raise JobFault("job.frame_num", msg, field="frame_num", hint=f"use {lower} or {lower + 4}")
+            lower, name = value - (value - 1) % 4, str(info.field_name)
+            msg = f"{name} {value} is not of the form 4n+1"
+            raise JobFault("job.frame_num", msg, field=name, hint=f"use {lower} or {lower + 4}")
         return value
 
     @field_validator(
@@ -237,15 +247,32 @@ def _from_v7x(raw: dict[str, Any]) -> tuple[dict[str, Any], tuple[Deprecation, .
             raise JobFault("job.conflict", msg, field=used[1], hint=f"use {new} alone")
         for old in used:
             value = job.pop(old)
-            move(old, new, {"s3": {"key": value}} if old.endswith("_s3_key") else value)
+            move(old, new, {"s3": {"key": value}} if old.endswith("_s3_key") else _old_source(value))
     if "audio_2" in job:
         value = job.pop("audio_2")
-        move("audio_2", "audio.person2", value)
+        move("audio_2", "audio.person2", _old_source(value))
+    if "turbo" in job:  # still a key of its own, since the values that it stands for may change with the LoRA
+        notes.append(Deprecation(key="turbo", use="sample_steps, sample_shift, text_guide_scale"))
     for old, new in (("output_format", "output.format"), ("sampling_steps", "sample_steps")):
         if old in job:
             value = job.pop(old)
             move(old, new, value)
     return job, tuple(notes)
+
+
+def _old_source(value: object) -> object:
+    """Bare base64 of a file that is recognised by its first bytes; the old images took it under these keys.
+
+    A file name that happens to look like base64 is not one: it has no image's or sound's first bytes.
+    """
+    if isinstance(value, str) and len(value) >= 64 and "://" not in value[:32]:
+        try:
+            head = base64.b64decode("".join(value[:64].split())[:32], validate=True)
+        except ValueError:
+            return value
+        if media_kind(head) is not None:
+            return {"base64": value}
+    return value
 
 
 def _fault(error: ValidationError) -> JobFault:

@@ -8,6 +8,9 @@ caller's, so nothing is allowed by default but public web addresses.
 | `MODEL_PATH` | `/models` | folder of the three models (or set the three below) |
 | `MT_WAN_DIR`, `MT_MULTITALK_DIR`, `MT_WAV2VEC_DIR` | under `MODEL_PATH` | the models one by one |
 | `MT_LORA` | | LoRA files with scales, `file[:scale],…`, merged at start; `turbo` jobs need one |
+| `MT_DEVICE` | the GPU, or the CPU | where the models run, as torch names it |
+| `MT_ATTENTION` | `sdpa` | attention backend |
+| `MT_OFFLOAD` | `true` | models wait in RAM where the GPU has no room for all |
 | `MT_S3_BUCKETS` | `AWS_S3_BUCKET_NAME` | `bucket` or `bucket/prefix` that jobs may use, comma-separated |
 | `AWS_S3_BUCKET_NAME` | | bucket of keys without one, and of results |
 | `MT_S3_OUTPUT_PREFIX` | `results/` | where results go in that bucket |
@@ -68,6 +71,9 @@ class Settings:
     multitalk_dir: Path | None = None
     wav2vec_dir: Path | None = None
     loras: tuple[Lora, ...] = ()
+    device: str | None = None
+    attention: str = "sdpa"
+    offload: bool = True
     s3_allowed: tuple[str, ...] = ()  # "bucket" or "bucket/prefix"
     s3_bucket: str | None = None
     s3_output_prefix: str = "results/"
@@ -93,7 +99,11 @@ class Settings:
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Settings:
         """Read `os.environ` (or the mapping given); an empty variable counts as not set."""
-        given = {key: value.strip() for key, value in (os.environ if environment is None else environment).items() if value.strip()}
+        given = {
+            key: value.strip()
+            for key, value in (os.environ if environment is None else environment).items()
+            if value.strip()
+        }
         bucket = given.get("AWS_S3_BUCKET_NAME")
         default = cls()
         return cls(
@@ -102,6 +112,9 @@ class Settings:
             multitalk_dir=_path(given, "MT_MULTITALK_DIR"),
             wav2vec_dir=_path(given, "MT_WAV2VEC_DIR"),
             loras=tuple(_lora(item) for item in _items(given, "MT_LORA")),
+            device=given.get("MT_DEVICE"),
+            attention=given.get("MT_ATTENTION", default.attention),
+            offload=_switch(given, "MT_OFFLOAD", default.offload),
             s3_allowed=tuple(_items(given, "MT_S3_BUCKETS")) or ((bucket,) if bucket else ()),
             s3_bucket=bucket,
             s3_output_prefix=given.get("MT_S3_OUTPUT_PREFIX", default.s3_output_prefix),
@@ -145,6 +158,16 @@ def _number(given: Mapping[str, str], key: str, default: float) -> float:
         msg = f"{key}={given[key]!r} is not a positive number"
         raise SettingsError(msg)
     return value
+
+
+def _switch(given: Mapping[str, str], key: str, default: bool) -> bool:
+    words = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+    if key not in given:
+        return default
+    if given[key].lower() not in words:
+        msg = f"{key}={given[key]!r} is neither true nor false"
+        raise SettingsError(msg)
+    return words[given[key].lower()]
 
 
 def _endpoint(given: Mapping[str, str]) -> str | None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from multitalk_runtime.errors import AudioFault, ImageFault, TooLargeFault
+from multitalk_runtime.ffmpeg import READ_ONLY_FILES, program
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["AudioInfo", "ImageInfo", "audio_kind", "check_audio", "check_image", "image_kind", "media_kind"]
 
 MIN_SIDE = 32  # pixels; the model's latents are 8 times smaller, in patches of 2
-MIN_SECONDS = 0.2  # five frames, the shortest clip
+MIN_SECONDS = 0.4  # below, no loudness is defined
 _PROGRAM_S = 120.0
 
 # JPEG's start-of-frame markers, which carry the size (not DHT C4, JPG C8, DAC CC).
@@ -63,7 +64,12 @@ def audio_kind(head: bytes) -> str | None:
         return "wav"
     if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
         return "avi"
-    for magic, kind in ((b"fLaC", "flac"), (b"OggS", "ogg"), (b"ID3", "mp3"), (b"\x1a\x45\xdf\xa3", "matroska")):
+    for magic, kind in (
+        (b"fLaC", "flac"),
+        (b"OggS", "ogg"),
+        (b"ID3", "mp3"),
+        (b"\x1a\x45\xdf\xa3", "matroska"),
+    ):
         if head.startswith(magic):
             return kind
     if head[4:8] == b"ftyp":
@@ -109,7 +115,7 @@ def _decode_image(path: Path, kind: str, size: tuple[int, int], field: str) -> N
         with Image.open(path, formats=(kind,)) as image:
             same = image.size == size
             image.load()
-    except Exception as error:  # noqa: BLE001 - Pillow's decoders raise whatever they meet
+    except Exception as error:
         msg = f"the {kind} can't be decoded"
         raise ImageFault("image.broken", msg, field=field) from error
     if not same:
@@ -213,16 +219,20 @@ def _decoded_seconds(path: Path, kind: str, limit: float, field: str) -> float:
 
 def _input(path: Path, kind: str) -> list[str]:
     # The whitelist holds for what the file itself may open; the format is forced, so nothing is guessed.
-    options = ["-v", "error", "-protocol_whitelist", "file,pipe", "-f", kind, "-i", f"file:{path}"]
-    return ["-hide_banner", *options]
+    return ["-v", "error", *READ_ONLY_FILES, "-f", kind, "-i", f"file:{path}"]
 
 
 def _run(command: list[str], field: str) -> str:
     try:
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
-            timeout=_PROGRAM_S, check=False,
-        )  # fmt: skip
+            [program(command[0]), *command[1:]],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_PROGRAM_S,
+            check=False,
+        )
     except subprocess.TimeoutExpired as error:
         msg = "decoding takes too long"
         raise AudioFault("audio.broken", msg, field=field) from error
