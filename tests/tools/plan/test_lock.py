@@ -264,6 +264,12 @@ def test_committed_locks_are_up_to_date_and_hold_one_hash_a_package(folder: Path
     assert data["unpacked_bytes"] > data["download_bytes"] > 10**9
 
 
+def test_torch_2_10_0_is_locked_to_its_third_build() -> None:
+    lock = Lock.load(next(folder for folder in committed() if folder.name.startswith("torch2.10.0-")))
+    torch = lock.wheel("torch")
+    assert torch is not None and torch.filename.startswith("torch-2.10.0-3-")
+
+
 def test_the_command_says_what_is_stale(tmp_path: Path) -> None:
     text = (ROOT / "matrix.yaml").read_text()
     (tmp_path / "matrix.yaml").write_text(text.replace('torch: "2.7.1"', 'torch: "2.7.0"', 2))

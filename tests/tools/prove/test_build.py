@@ -394,14 +394,17 @@ def test_a_failed_step_is_quoted_and_leaves_no_record(
     engine: Engine, registry: str, base: Reference, project: Paths
 ) -> None:
     layer = project.templates / "partials" / "users.j2"
-    layer.write_text(layer.read_text().replace("mkdir -p /cache", "echo a known word >&2; exit 7"))
+    layer.write_text(
+        layer.read_text().replace("mkdir -p /cache", "echo 'a.bin: No space left on device' >&2; exit 7")
+    )
     commit(tiny(), project, "fails")
     with pytest.raises(BuildFailed) as raised:
         build(tiny(), paths=project, engine=engine, staging=f"{registry}/test-staging", base=base)
     assert raised.value.exit_code == 3
-    assert "a known word" in raised.value.message
-    assert raised.value.log.is_file() and "a known word" in raised.value.log.read_text()
-    assert str(raised.value.log) in raised.value.fix
+    assert "a.bin: No space left on device" in raised.value.message
+    assert "known failure: the disk filled up" in raised.value.message
+    assert raised.value.log.is_file() and "No space left on device" in raised.value.log.read_text()
+    assert "docker system df" in raised.value.fix and str(raised.value.log) in raised.value.fix
     assert builds_of(project) == ()
 
 

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mtbuild.diagnose import diagnose
 from mtbuild.digest import Digest, Reference
 from mtbuild.errors import CommandError, InfrastructureError, InputError
 from mtbuild.plan.lock import Lock, check, runtime_requirements
@@ -349,14 +350,14 @@ class _Progress:
 def _failed(error: CommandError, cell: Cell, log: Path) -> InfrastructureError:
     """What went wrong, with the end of the log, and the fix where the failure is a known one."""
     output = error.output
-    fix = f"see {log}; `mtbuild diagnose {log}` names known failures"
-    if "no space left on device" in output or "disk quota exceeded" in output:
-        fix = (
-            "free space on the engine's disk (`docker buildx prune`, `docker image prune -a`) and build again"
-        )
     said = _step_output(output) or error.message
-    msg = f"building {cell.name} failed\n" + "\n".join(f"  | {line}" for line in said.splitlines()[-25:])
-    return BuildFailed(msg, log=log, output=output, returncode=error.returncode, fix=fix)
+    message = [f"building {cell.name} failed", *(f"  | {line}" for line in said.splitlines()[-25:])]
+    fix = f"see {log}"
+    known = diagnose(said) or diagnose(output)
+    if known:
+        message.append(f"  known failure: {known[0].cause} ({known[0].source})")
+        fix = f"{known[0].fix} The whole log: {log}"
+    return BuildFailed("\n".join(message), log=log, output=output, returncode=error.returncode, fix=fix)
 
 
 def _step_output(output: str) -> str:

@@ -134,7 +134,7 @@ def fill(
         (context / "Dockerfile").write_text(_fill_dockerfile(missing), encoding="utf-8")
         run(
             [
-                *engine.buildx, "build", "--progress=plain", "--no-cache", f"--build-arg=BASE={base}",
+                *engine.buildx, "build", "--progress=plain", f"--build-arg=BASE={base}", _nonce(),
                 f"--build-context=wheels={paths.wheels}", "--output=type=cacheonly", context,
             ],
             timeout_s=_FILL_S,
@@ -157,7 +157,12 @@ def _fill_dockerfile(wheels: Sequence[LockedWheel]) -> str:
         'mkdir -p "/w/${file%/*}"; cp "$file" /w/.new; mv /w/.new "/w/$file"; done'
     )
     mount = f"--mount=type=cache,id={CACHE_ID},target=/w,sharing=locked"
-    return f"ARG BASE\nFROM ${{BASE}}\nRUN --network=none {mount} {mounts} {copy}\n"
+    return f'ARG BASE\nFROM ${{BASE}}\nARG NONCE\nRUN --network=none {mount} {mounts} : "$NONCE"; {copy}\n'
+
+
+def _nonce() -> str:
+    """An argument that makes a step run anew. `--no-cache` would do too, but it also empties cache mounts."""
+    return f"--build-arg=NONCE={secrets.token_hex(8)}"
 
 
 def _listed(engine: Engine, base: Reference, log: Path) -> dict[str, int]:
@@ -175,7 +180,7 @@ def _listed(engine: Engine, base: Reference, log: Path) -> dict[str, int]:
         run(
             [
                 *engine.buildx, "build", "--progress=plain", f"--build-arg=BASE={base}",
-                f"--build-arg=NONCE={secrets.token_hex(8)}", f"--output=type=local,dest={out}", context,
+                _nonce(), f"--output=type=local,dest={out}", context,
             ],
             timeout_s=_LIST_S,
             log=log,
