@@ -206,9 +206,7 @@ def test_minimal_on_top_of_v72_mends_the_compiler_and_not_xformers(
     assert locked.code == 0, str(locked)
     rendered = mtbuild("render", "v72-minimal", root=project)
     assert rendered.code == 0, str(rendered)
-    built = mtbuild(
-        "build", "v72-minimal", "--override-compat", "a compiler for V72", "--json", root=project
-    )
+    built = mtbuild("build", "v72-minimal", "--override-compat", "a compiler for V72", "--json", root=project)
     assert built.code == 0, str(built)
     smoked = mtbuild("smoke", built.json["ref"], "--cell", "v72-minimal", "--json", root=project)
     assert smoked.code == 1, str(smoked)
