@@ -4,8 +4,6 @@
 elementwise kernel tests. The entries have the shape of `wan.kernels.KERNELS`' entries.
 """
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 
 import torch

@@ -11,7 +11,7 @@ from result import CheckResult, Context, failed, passed
 
 ID = "triton.aot"
 TIERS = ("cpu", "gpu")
-LIMIT_S = 300
+LIMIT_S = 600
 
 _EM_CUDA = 190  # e_machine of a cubin (ELF)
 

@@ -86,12 +86,14 @@ def _stand_in(folder: Path, nvidia: Path) -> str:
 
 def _build_modules(ctx: Context) -> list:
     """Let Triton compile and load its driver module, and a launcher for a compiled kernel."""
-    from triton.backends.nvidia.driver import CudaLauncher, CudaUtils
-
-    CudaUtils()
     from kernels import compile_for, source
     from own_kernels import KERNELS
+    from triton.backends.nvidia.driver import CudaDriver, CudaLauncher
+    from triton.runtime import driver
 
+    driver.set_active(
+        CudaDriver()
+    )  # from 3.7 on, a launcher asks the active driver; without a GPU there is none
     kernel = KERNELS[0]
     compiled = compile_for(kernel, int(ctx.targets[0].replace(".", "")))
     CudaLauncher(source(kernel), compiled.metadata)
