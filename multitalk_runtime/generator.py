@@ -224,7 +224,7 @@ class Generator:
                         "bbox": request.bbox,
                     },
                     size_buckget=request.size,
-                    motion_frame=request.motion_frame,
+                    motion_frame=request.overlap,
                     frame_num=request.frame_num,
                     shift=request.shift,
                     sampling_steps=request.steps,
@@ -313,7 +313,7 @@ def plan_video(request: Request, speech_frames: int) -> tuple[Any, tuple[str, ..
     from wan.clips import plan_clips
 
     try:
-        plan = plan_clips(speech_frames, request.frame_num, request.motion_frame, request.frames_at_most)
+        plan = plan_clips(speech_frames, request.frame_num, request.overlap, request.frames_at_most)
     except ValueError as error:
         raise JobFault("job.frame_num", str(error), field="frame_num") from error
     if plan.frames >= speech_frames:

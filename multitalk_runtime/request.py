@@ -116,6 +116,11 @@ class Request:
         return self.frame_num if self.mode == "clip" else max(self.max_frames, self.frame_num + 1)
 
     @property
+    def overlap(self) -> int:
+        """Frames that clips share; a single clip shares none, and 1 fits every length."""
+        return self.motion_frame if self.mode == "streaming" else 1
+
+    @property
     def passes(self) -> int:
         """Runs of the network a step."""
         return 2 if abs(self.text_guide_scale - 1.0) < 1e-9 else 3
