@@ -64,7 +64,7 @@ class Worker:
 
 
 def start_worker(settings: Settings) -> Worker:
-    """Verify and load the models. Raises ModelFault, CudaFault or InternalFault: then no job could be done."""
+    """Verify and load the models. Raises ModelFault, CudaFault or InternalFault: no job could be done."""
     from multitalk_runtime.ffmpeg import program
     from multitalk_runtime.generator import Generator
     from multitalk_runtime.model_dirs import ModelDirs
@@ -95,8 +95,8 @@ def run_job(
     """Do a job; never raises for what a job can cause.
 
     The reply has `status` (`completed`, `failed` or `cancelled`) and `deprecations`; when completed `result`
-    and the video (`video_base64` or `video_url`), else `error`. `keep` takes the video where the job asked for
-    base64, and returns what the reply says of it instead.
+    and the video (`video_base64` or `video_url`), else `error`. Where the job asked for base64, `keep` takes
+    the video instead and returns what the reply says of it.
     """
     notes: tuple[Deprecation, ...] = ()
     try:

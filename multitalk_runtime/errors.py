@@ -26,6 +26,7 @@ __all__ = [
     "ModelFault",
     "OutputFault",
     "PersonsFault",
+    "RequestFault",
     "StorageFault",
     "TooLargeFault",
 ]
@@ -88,8 +89,6 @@ class JobFault(Fault):
             "use 81 and 25, or others 4n+1",
         ),
         ("job.prompt_too_long", "the prompt has too many characters", "shorten it"),
-        ("job.not_found", "there is no such job, or its time to live is over", "submit it again"),
-        ("job.not_finished", "the job has no result yet", "ask for its status, and again when it is done"),
         ("job.size", "the size is not one that the model has", "use multitalk-480 or multitalk-720"),
     )
 
@@ -235,10 +234,13 @@ class CudaFault(Fault):
 class BusyFault(Fault):
     """The worker has too much to do."""
 
-    codes = _codes(
-        429,
-        ("busy.queue", "the queue is full", "try again after the seconds in Retry-After"),
-        ("busy.disk", "the disk quota for results is used up", "fetch and delete results, or try later"),
+    codes = (
+        *_codes(
+            429,
+            ("busy.queue", "the queue is full", "try again after the seconds in Retry-After"),
+            ("busy.disk", "the disk quota for results is used up", "fetch and delete results, or try later"),
+        ),
+        *_codes(503, ("busy.draining", "the worker is shutting down", "try another worker, or later")),
     )
 
 
@@ -250,6 +252,25 @@ class CancelledFault(Fault):
         ("cancelled.by_caller", "the caller cancelled the job", "submit it again"),
         ("cancelled.shutdown", "the worker is shutting down", "submit it again"),
         ("cancelled.timeout", "the job took longer than its limit", "use fewer steps or less audio"),
+    )
+
+
+class RequestFault(Fault):
+    """A request to `serve` that never became a job, or asks for one that is not there."""
+
+    codes = (
+        *_codes(400, ("request.json", "the body is not JSON", "send one JSON object")),
+        *_codes(400, ("request.host", "the request names another host", "use localhost")),
+        *_codes(401, ("request.token", "the bearer token is missing or wrong", "send Authorization: Bearer")),
+        *_codes(
+            404,
+            ("request.route", "there is nothing at this address", "see /docs"),
+            ("request.job", "there is no such job, or its time to live is over", "submit it again"),
+        ),
+        *_codes(405, ("request.method", "this address does not take the method", "see /docs")),
+        *_codes(408, ("request.timeout", "the body did not come in time", "send it again")),
+        *_codes(409, ("request.unfinished", "the job has no result yet", "ask for its status first")),
+        *_codes(415, ("request.media_type", "the body is not application/json", "set Content-Type")),
     )
 
 
@@ -275,6 +296,7 @@ FAULTS: tuple[type[Fault], ...] = (
     CudaFault,
     BusyFault,
     CancelledFault,
+    RequestFault,
     InternalFault,
 )
 CODES: dict[str, Code] = {entry.code: entry for fault in FAULTS for entry in fault.codes}

@@ -59,7 +59,7 @@ def image_kind(head: bytes) -> str | None:
 
 
 def audio_kind(head: bytes) -> str | None:
-    """ffmpeg's demuxer by the first 16 bytes: wav, mp3, aac, flac, ogg, mov, matroska, avi; None otherwise."""
+    """ffmpeg's demuxer by the first 16 bytes: wav, mp3, aac, flac, ogg, mov, matroska, avi; or None."""
     if head[:4] in (b"RIFF", b"RF64") and head[8:12] == b"WAVE":
         return "wav"
     if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
