@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..modules.runtime import Parallel
-from .xdit_context_parallel import UlyssesParallel
+from .xdit_context_parallel import UlyssesParallel, landing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +83,6 @@ class BranchParallel:
         """Every group's result, taken from its first rank (all ranks of a group hold the same)."""
         if groups == 1:
             return [own]
-        found = [own.new_empty(own.shape) for _ in range(self.world)]
+        found = [landing(own, *own.shape) for _ in range(self.world)]
         dist.all_gather(found, own)
         return found[::members]

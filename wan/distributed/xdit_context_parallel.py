@@ -15,6 +15,15 @@ from torch import Tensor
 from ..modules.runtime import Attend, Grid, Parallel
 
 
+def landing(like: Tensor, *shape: int) -> Tensor:
+    """An empty tensor for a collective to write into, of the dtype and on the device of `like`.
+
+    Never an inference tensor: gloo writes from a thread of its own, where torch 2.4 refuses one.
+    """
+    with torch.inference_mode(False):
+        return torch.empty(shape, dtype=like.dtype, device=like.device)
+
+
 def column_counts(width: int, size: int) -> list[int]:
     """How many of `width` token columns each of `size` ranks takes: as even as can be, the larger shares
     first.
@@ -71,7 +80,8 @@ class UlyssesParallel(Parallel):
 
     def extremes(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         """Elementwise minimum of `low` and maximum of `high` over all ranks, in one reduction."""
-        both = torch.stack((low.neg(), high)).float()  # not every backend reduces bf16; fp32 holds it exactly
+        both = landing(low.float(), 2, *low.shape)  # not every backend reduces bf16; fp32 holds it exactly
+        both[0], both[1] = low.neg(), high
         dist.all_reduce(both, dist.ReduceOp.MAX, group=self.group)
         return both[0].neg().to(low.dtype), both[1].to(high.dtype)
 
@@ -94,7 +104,7 @@ class UlyssesParallel(Parallel):
                 t.view(batch, local, self.size, heads // self.size, dim).permute(2, 0, 1, 3, 4).contiguous()
             )
             each = batch * (heads // self.size) * dim
-            receive = t.new_empty(each * sum(lengths))
+            receive = landing(t, each * sum(lengths))
             work = dist.all_to_all_single(
                 receive,
                 send.view(-1),
@@ -126,7 +136,7 @@ class UlyssesParallel(Parallel):
         batch, _, heads, dim = out.shape
         local = lengths[self.rank]
         send = torch.cat([part.reshape(-1) for part in out.split(lengths, dim=1)])
-        receive = out.new_empty(self.size * batch * local * heads * dim)
+        receive = landing(out, self.size * batch * local * heads * dim)
         each = batch * heads * dim
         dist.all_to_all_single(
             receive, send, [each * local] * self.size, [each * n for n in lengths], group=self.group
@@ -140,6 +150,6 @@ class UlyssesParallel(Parallel):
             pad = list(own.shape)
             pad[dim] = widest - own.shape[dim]
             own = torch.cat([own, own.new_zeros(pad)], dim=dim)
-        found = [torch.empty_like(own) for _ in counts]
+        found = [landing(own, *own.shape) for _ in counts]
         dist.all_gather(found, own.contiguous(), group=self.group)
         return [part.narrow(dim, 0, n) for part, n in zip(found, counts, strict=True)]
