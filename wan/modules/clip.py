@@ -175,7 +175,7 @@ class XLMRobertaCLIP(nn.Module):
         self.log_scale = nn.Parameter(torch.log(torch.tensor(1 / 0.07)))
 
     def forward(self, images: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """images [B,3,S,S] (normalised), ids [B,L] → image and text embeddings [B,out_dim], not normalised."""
+        """images [B,3,S,S] (normalised), ids [B,L] → embeddings [B,out_dim] of both, not normalised."""
         return self.visual.pool(self.visual(images)), self.textual(ids)
 
 
