@@ -29,7 +29,7 @@ find_python() {
     return 1
 }
 
-tools/bootstrap/packages.sh gcc=gcc gcc=libc6-dev git=git
+tools/bootstrap/packages.sh gcc=gcc gcc=libc6-dev git=git ffmpeg=ffmpeg ffprobe=ffmpeg
 if ! [ -x "$venv/bin/python" ]; then
     if ! python=$(find_python); then
         # A program that no machine has stands for "install these".
