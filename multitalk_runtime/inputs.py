@@ -126,13 +126,14 @@ def _from_volume(text: str, target: Path, limit: int, settings: Settings, field:
     for volume in (folder.resolve() for folder in settings.volumes):
         try:
             found = (volume / text).resolve()
+            here = found.is_relative_to(volume)
+            inside |= here
+            there = here and found.is_file()
         except (OSError, ValueError, RuntimeError):  # too long, a NUL, a loop of links
             continue
-        if found.is_relative_to(volume):
-            inside = True
-            if found.is_file():
-                _copy(found, volume, target, limit, field)
-                return
+        if there:
+            _copy(found, volume, target, limit, field)
+            return
     if inside:
         msg = "there is no such file on the worker's volumes"
         raise FetchFault("fetch.not_found", msg, field=field)
@@ -144,7 +145,11 @@ def _from_volume(text: str, target: Path, limit: int, settings: Settings, field:
 
 def _copy(found: Path, volume: Path, target: Path, limit: int, field: str) -> None:
     # Between the look and the opening a link may have been put there: what counts is what is open now.
-    descriptor = os.open(found, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        descriptor = os.open(found, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        msg = "the file can't be opened by the worker"
+        raise ForbiddenFault("forbidden.path", msg, field=field) from error
     with os.fdopen(descriptor, "rb") as source, target.open("xb") as copy:
         opened = Path(f"/proc/self/fd/{descriptor}").resolve()
         if not opened.is_relative_to(volume) or not stat.S_ISREG(os.fstat(descriptor).st_mode):

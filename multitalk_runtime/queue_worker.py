@@ -70,7 +70,7 @@ class QueueWorker:
         return self._progress.get(job_id)
 
     def cancel(self, job_id: str) -> Record:
-        """Cancel a waiting or running job, or delete a finished one. Raises RequestFault without such a job."""
+        """Cancel a waiting or running job, or delete a finished one. Raises RequestFault if there is none."""
         record = self._store.cancel(job_id, cancelled_reply())
         if record.status == "running":
             self._cancelled.add(job_id)
