@@ -432,6 +432,22 @@ def test_wheels_that_the_engine_dropped_are_handed_over_again(
 
 
 @pytest.mark.engine
+def test_wheels_of_one_cell_don_t_push_out_those_of_another(
+    engine: Engine, registry: str, base: Reference, project: Paths, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    first, second = (
+        commit(tiny(), project, secrets.token_hex(4)),
+        commit(tiny(), project, secrets.token_hex(4)),
+    )
+    told: list[str] = []
+    for lock in (first, second, first, second):
+        wheel_store.fill(lock, paths=project, engine=engine, base=base, log=log, note=told.append)
+    assert [text.split(",")[0] for text in told][-1] == "handing 1 wheels to the engine"  # the salted one
+    assert len(told) == 2
+
+
+@pytest.mark.engine
 def test_a_stale_dockerfile_is_refused_before_anything_is_done(
     engine: Engine, registry: str, project: Paths
 ) -> None:
