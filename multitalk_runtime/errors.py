@@ -107,11 +107,6 @@ class PersonsFault(Fault):
         ("persons.empty_mask", "a speaker's mask has no pixel", "make the box larger"),
         ("persons.overlap", "two speakers' masks overlap", "make the boxes disjoint"),
         ("persons.all_silent", "every track is silent", "give at least one track with sound"),
-        (
-            "persons.lengths",
-            "parallel tracks have different lengths",
-            "make them equal, or use audio_type add",
-        ),
     )
 
 
