@@ -28,6 +28,7 @@ __all__ = [
     "CPU_CHECKS",
     "EVERY_USER",
     "GPU_CHECKS",
+    "RUNTIME_CHECKS",
     "CheckResult",
     "ContainerRun",
     "Fact",
@@ -44,7 +45,7 @@ Json = str | int | float | bool | None | list[Any] | dict[str, Any]
 
 SCHEMA = 1
 
-# The names of CONTRACTS "The suite" that exist so far; the suite's own TIERS are tested against them.
+# The names of CONTRACTS "The suite"; the suite's own TIERS are tested against them.
 CPU_CHECKS = (
     "compiler",
     "headers",
@@ -55,27 +56,38 @@ CPU_CHECKS = (
     "triton.interpret",
     "triton.stub",
     "imports.wan",
+    "imports.runtime",
     "users",
     "caches",
     "disk",
 )
 GPU_CHECKS = ("libcuda", "triton.jit", "xformers.attention")
+# What an image without the runtime can't be asked
+RUNTIME_CHECKS = ("imports.wan", "imports.runtime", "handler.inputs", "generate", "generate.gpu")
 # Checks whose outcome depends on who runs them: they run again as a random uid with gid 0.
-EVERY_USER = ("compiler", "triton.stub", "imports.wan", "users", "caches", "triton.jit")
+EVERY_USER = (
+    "compiler",
+    "triton.stub",
+    "imports.wan",
+    "imports.runtime",
+    "users",
+    "caches",
+    "triton.jit",
+)
 
 
 def required_checks(cell: Cell | None, tier: Tier, *, runtime: bool) -> tuple[str, ...]:
     """The checks that must pass: `checked` needs those of tier cpu, `verified` those of both.
 
-    xFormers' checks are required only where the cell has xformers, `imports.wan` only where the image is
-    meant to hold the runtime. Without a cell (a foreign image) nothing of the two is required.
+    xFormers' checks are required only where the cell has xformers, those of the runtime only where the image
+    is meant to hold it. Without a cell (a foreign image) nothing of the two is required.
     """
     names = CPU_CHECKS + (GPU_CHECKS if tier == "gpu" else ())
     has_xformers = cell is not None and cell.xformers is not None
     return tuple(
         name
         for name in names
-        if (has_xformers or not name.startswith("xformers.")) and (runtime or name != "imports.wan")
+        if (has_xformers or not name.startswith("xformers.")) and (runtime or name not in RUNTIME_CHECKS)
     )
 
 
