@@ -5,13 +5,14 @@ FROM ${BASE}
 
 USER 0
 RUN --mount=type=secret,id=apt.conf --mount=type=secret,id=apt.sources --mount=type=secret,id=apt.auth \
-    --mount=type=secret,id=ca.pem --mount=type=tmpfs,target=/var/lib/apt/lists \
+    --mount=type=secret,id=ca.pem \
+    --mount=type=cache,id=mtbuild-apt-lists,target=/var/lib/apt/lists,sharing=locked \
     --mount=type=cache,id=mtbuild-apt,target=/var/cache/apt,sharing=locked <<'EOF'
 set -eu
 : > /dev/shm/begin
 export DEBIAN_FRONTEND=noninteractive APT_CONFIG=/run/secrets/apt.conf
 apt-get update -qq
-apt-get install -y -qq --no-install-recommends \
+apt-get install -y -qq --no-install-recommends -o DPkg::Options::=--force-unsafe-io \
     -o DPkg::Options::=--path-exclude='/usr/bin/*lto-dump*' \
     -o DPkg::Options::=--path-exclude='/usr/lib/gcc/x86_64-linux-gnu/*/lto1' \
     -o DPkg::Options::=--path-exclude='/usr/lib/gcc/x86_64-linux-gnu/*/lib*san*' \

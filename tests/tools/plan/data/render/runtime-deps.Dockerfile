@@ -5,12 +5,13 @@ ARG BASE
 # strip(1) for the layers below; nothing of this stage is in the image.
 FROM ${BASE} AS binutils
 RUN --mount=type=secret,id=apt.conf --mount=type=secret,id=apt.sources --mount=type=secret,id=apt.auth \
-    --mount=type=secret,id=ca.pem --mount=type=tmpfs,target=/var/lib/apt/lists \
-    --mount=type=cache,id=mtbuild-apt,target=/var/cache/apt,sharing=locked <<'EOF'
+    --mount=type=secret,id=ca.pem \
+    --mount=type=cache,id=mtbuild-apt-tools-lists,target=/var/lib/apt/lists,sharing=locked \
+    --mount=type=cache,id=mtbuild-apt-tools,target=/var/cache/apt,sharing=locked <<'EOF'
 set -eu
 export DEBIAN_FRONTEND=noninteractive APT_CONFIG=/run/secrets/apt.conf
 apt-get update -qq
-apt-get install -y -qq --no-install-recommends \
+apt-get install -y -qq --no-install-recommends -o DPkg::Options::=--force-unsafe-io \
     binutils
 EOF
 
@@ -18,14 +19,15 @@ FROM ${BASE}
 
 # Debian: the interpreter, ffmpeg, the user, an empty environment for the wheels.
 RUN --mount=type=secret,id=apt.conf --mount=type=secret,id=apt.sources --mount=type=secret,id=apt.auth \
-    --mount=type=secret,id=ca.pem --mount=type=tmpfs,target=/var/lib/apt/lists \
+    --mount=type=secret,id=ca.pem \
+    --mount=type=cache,id=mtbuild-apt-lists,target=/var/lib/apt/lists,sharing=locked \
     --mount=type=cache,id=mtbuild-apt,target=/var/cache/apt,sharing=locked \
     --mount=type=bind,from=uv,source=uv,target=/run/uv <<'EOF'
 set -eu
 : > /dev/shm/begin
 export DEBIAN_FRONTEND=noninteractive APT_CONFIG=/run/secrets/apt.conf
 apt-get update -qq
-apt-get install -y -qq --no-install-recommends \
+apt-get install -y -qq --no-install-recommends -o DPkg::Options::=--force-unsafe-io \
     -o DPkg::Options::=--path-exclude='/usr/lib/x86_64-linux-gnu/dri/*' \
     -o DPkg::Options::=--path-exclude='/usr/lib/x86_64-linux-gnu/libLLVM*' \
     -o DPkg::Options::=--path-exclude='/usr/lib/x86_64-linux-gnu/libmfxhw64*' \
@@ -151,13 +153,14 @@ EOF
 
 # Triton builds a C stub for each GPU it meets: compiler, C library and Python headers.
 RUN --mount=type=secret,id=apt.conf --mount=type=secret,id=apt.sources --mount=type=secret,id=apt.auth \
-    --mount=type=secret,id=ca.pem --mount=type=tmpfs,target=/var/lib/apt/lists \
+    --mount=type=secret,id=ca.pem \
+    --mount=type=cache,id=mtbuild-apt-lists,target=/var/lib/apt/lists,sharing=locked \
     --mount=type=cache,id=mtbuild-apt,target=/var/cache/apt,sharing=locked <<'EOF'
 set -eu
 : > /dev/shm/begin
 export DEBIAN_FRONTEND=noninteractive APT_CONFIG=/run/secrets/apt.conf
 apt-get update -qq
-apt-get install -y -qq --no-install-recommends \
+apt-get install -y -qq --no-install-recommends -o DPkg::Options::=--force-unsafe-io \
     -o DPkg::Options::=--path-exclude='/usr/bin/*lto-dump*' \
     -o DPkg::Options::=--path-exclude='/usr/lib/gcc/x86_64-linux-gnu/*/lto1' \
     -o DPkg::Options::=--path-exclude='/usr/lib/gcc/x86_64-linux-gnu/*/lib*san*' \
