@@ -47,10 +47,10 @@ def decode_audio(path: Path, *, field: str = "audio", max_seconds: float = MAX_S
 
     Raises AudioFault (no audio, broken, shorter than 0.4 s) or TooLargeFault (longer than `max_seconds`).
     """
-    rate = _sample_rate(path, field)
+    rate, channels = _layout(path, field)
     # A second more than allowed shows that there is more; nothing beyond it is decoded.
     command = [program("ffmpeg"), "-nostdin", "-v", "error", *READ_ONLY_FILES, "-i", f"file:{path}"]
-    command += ["-map", "0:a:0", "-vn", "-sn", "-dn", "-t", f"{max_seconds + 1:.3f}", "-ac", "1"]
+    command += ["-map", "0:a:0", "-vn", "-sn", "-dn", "-t", f"{max_seconds + 1:.3f}"]
     command += ["-f", "f32le", "-c:a", "pcm_f32le", "pipe:1"]
     try:
         done = subprocess.run(
@@ -58,7 +58,9 @@ def decode_audio(path: Path, *, field: str = "audio", max_seconds: float = MAX_S
         )
     except subprocess.TimeoutExpired as error:
         raise AudioFault("audio.broken", "decoding took too long", field=field) from error
-    samples = np.frombuffer(done.stdout[: len(done.stdout) // 4 * 4], dtype="<f4").astype(np.float32)
+    whole = len(done.stdout) // (4 * channels) * 4 * channels
+    # The mean, as the model's original took it; ffmpeg's own downmix keeps the power instead.
+    samples = np.frombuffer(done.stdout[:whole], dtype="<f4").reshape(-1, channels).mean(axis=1)
     if done.returncode or not len(samples):
         raise AudioFault("audio.broken", "the audio can't be decoded", field=field)
     if not np.isfinite(samples).all():
@@ -73,9 +75,10 @@ def decode_audio(path: Path, *, field: str = "audio", max_seconds: float = MAX_S
     return resample(samples, rate)
 
 
-def _sample_rate(path: Path, field: str) -> int:
+def _layout(path: Path, field: str) -> tuple[int, int]:
+    """Sample rate and number of channels of the first audio stream."""
     command = [program("ffprobe"), "-v", "error", *READ_ONLY_FILES, "-select_streams", "a:0"]
-    command += ["-show_entries", "stream=sample_rate", "-of", "json", "-i", f"file:{path}"]
+    command += ["-show_entries", "stream=sample_rate,channels", "-of", "json", "-i", f"file:{path}"]
     try:
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=_PROBE_S
@@ -87,16 +90,17 @@ def _sample_rate(path: Path, field: str) -> int:
     streams = json.loads(done.stdout or b"{}").get("streams", [])
     if not streams:
         raise AudioFault("audio.no_stream", "the file has no audio stream", field=field)
-    rate = int(streams[0].get("sample_rate", 0))
-    if not 1000 <= rate <= 768_000:
-        raise AudioFault("audio.broken", f"a sample rate of {rate} Hz", field=field)
-    return rate
+    rate, channels = int(streams[0].get("sample_rate", 0)), int(streams[0].get("channels", 0))
+    if not (1000 <= rate <= 768_000 and 1 <= channels <= 16):
+        msg = f"{channels} channels at {rate} Hz"
+        raise AudioFault("audio.broken", msg, field=field)
+    return rate, channels
 
 
 def resample(samples: np.ndarray, rate: int) -> np.ndarray:
     """Samples [n] at `rate` → 16 kHz, float32."""
     if rate == SAMPLE_RATE:
-        return samples
+        return np.asarray(samples, np.float32)
     import soxr
 
     return soxr.resample(samples, rate, SAMPLE_RATE, quality="HQ").astype(np.float32)
