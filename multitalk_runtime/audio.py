@@ -69,10 +69,14 @@ def decode_audio(path: Path, *, field: str = "audio", max_seconds: float = MAX_S
     if seconds > max_seconds:
         msg = f"the audio is longer than {max_seconds:g} seconds"
         raise TooLargeFault("too_large.seconds", msg, field=field)
+    _check_length(seconds, field)
+    return resample(samples, rate)
+
+
+def _check_length(seconds: float, field: str) -> None:
     if seconds < MIN_SECONDS:
         msg = f"the audio has {seconds:.2f} s; at least {MIN_SECONDS} s are needed"
         raise AudioFault("audio.too_short", msg, field=field)
-    return resample(samples, rate)
 
 
 def _layout(path: Path, field: str) -> tuple[int, int]:
@@ -113,7 +117,7 @@ def mix_tracks(
 
     "para": they speak at once, and the shorter track is followed by silence. "add": person 1 first, then
     person 2. `normalise` brings each track to −23 LUFS (synthetic speech is left as it is). Raises
-    PersonsFault for another number of speakers, or if every track is silent.
+    PersonsFault for another number of speakers, or if every track is silent; AudioFault below 0.4 s.
     """
     from wan.audio import loudness_norm, mix
 
@@ -122,6 +126,9 @@ def mix_tracks(
         raise PersonsFault("persons.count", msg, field="audio")
     if all(track is None for track in tracks):
         raise PersonsFault("persons.all_silent", "every track is silent", field="audio")
+    for number, track in enumerate(tracks, 1):
+        if track is not None:
+            _check_length(len(track) / SAMPLE_RATE, f"audio.person{number}")
     levelled = [None if track is None else (loudness_norm(track) if normalise else track) for track in tracks]
     if len(levelled) == 1:
         track = np.asarray(levelled[0], dtype=np.float32)
