@@ -185,7 +185,7 @@ def templates(tmp_path: Path, replaced: str, by: str, file: str = "partials/runt
 
 
 def test_a_missing_variable_names_template_and_line(tmp_path: Path) -> None:
-    folder = templates(tmp_path, 'CMD ["python3"]', 'CMD ["{{ interpreter }}"]')
+    folder = templates(tmp_path, 'CMD ["python3",', 'CMD ["{{ interpreter }}",')
     with pytest.raises(InputError) as raised:
         render(cell(), lock(cell()), templates=folder)
     assert raised.value.exit_code == 2

@@ -268,5 +268,6 @@ LABEL org.opencontainers.image.title="multitalk v73" \
       mtbuild.flavour="runtime-deps"
 
 USER 65532:65532
-CMD ["python3"]
+# Further programs: serve, generate_multitalk, mtmodels (`docker run … IMAGE mtmodels plan DIR`).
+CMD ["python3", "-u", "-m", "multitalk_runtime.handler"]
 
