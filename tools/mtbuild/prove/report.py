@@ -57,11 +57,13 @@ CPU_CHECKS = (
     "triton.stub",
     "imports.wan",
     "imports.runtime",
+    "handler.inputs",
     "users",
     "caches",
     "disk",
+    "generate",
 )
-GPU_CHECKS = ("libcuda", "triton.jit", "xformers.attention")
+GPU_CHECKS = ("libcuda", "triton.jit", "xformers.attention", "generate.gpu")
 # What an image without the runtime can't be asked
 RUNTIME_CHECKS = ("imports.wan", "imports.runtime", "handler.inputs", "generate", "generate.gpu")
 # Checks whose outcome depends on who runs them: they run again as a random uid with gid 0.
@@ -70,6 +72,7 @@ EVERY_USER = (
     "triton.stub",
     "imports.wan",
     "imports.runtime",
+    "handler.inputs",
     "users",
     "caches",
     "triton.jit",

@@ -15,19 +15,19 @@ import platform
 import secrets
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from stat import S_ISREG
 from typing import TYPE_CHECKING, Any, Literal
 
 from mtbuild.digest import Digest
-from mtbuild.errors import InfrastructureError, InputError, MtbuildError
+from mtbuild.errors import InputError, MtbuildError
 from mtbuild.proc import run
 from mtbuild.prove import attach as attaching
 from mtbuild.prove import container as containers
-from mtbuild.prove import host_facts
+from mtbuild.prove import host_facts, untrusted
 from mtbuild.prove.report import (
     CPU_CHECKS,
     EVERY_USER,
@@ -98,7 +98,9 @@ def smoke(
     started = _now()
     holds = (cell is not None and cell.flavour == "runtime-deps") if runtime is None else runtime
     containers.sweep(engine)
+    began = time.monotonic()
     image = containers.fetch(ref, engine=engine, note=note)
+    fetch_s = round(time.monotonic() - began, 3)
     out.mkdir(parents=True, exist_ok=True)
     names = CPU_CHECKS + (GPU_CHECKS if level == "gpu" else ())
     session = _Session(
@@ -112,6 +114,7 @@ def smoke(
         required=required_checks(cell, level, runtime=holds),
         runtime=holds,
         attachment=attaching.attach(engine.facts) if level == "gpu" else None,
+        fetch_s=fetch_s,
     )
     for user, checks in ((USER, names), (_any_user(), tuple(n for n in names if n in EVERY_USER))):
         session.run(user, checks)
@@ -149,6 +152,8 @@ class _Session:
     required: tuple[str, ...]
     runtime: bool
     attachment: attaching.Attachment | None
+    fetch_s: float  # pulling it, or next to nothing where it was here
+    artefacts: tuple[untrusted.Artefact, ...] = ()
     results: list[CheckResult] = field(default_factory=list)
     runs: list[ContainerRun] = field(default_factory=list)
     said: list[Fact] = field(default_factory=list)
@@ -181,6 +186,10 @@ class _Session:
             )
             (self.out / f"log-{_slug(user)}.txt").write_text(finished.log, encoding="utf-8")
             results, said = _read(folder / "out", request, finished)
+            if not self.runs:
+                self.artefacts, left = untrusted.keep(folder / "out", self.out / "artefacts")
+                for line in left:
+                    self.note(f"not kept: {line}")
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         self.results += results
@@ -247,6 +256,7 @@ class _Session:
         engine = self.engine.facts
         known: dict[str, Any] = {
             "digest": str(self.ref.digest),
+            "image.fetch_s": self.fetch_s,
             "image.id": image["Id"],
             "image.size_bytes": image.get("Size"),
             "image.platform": f"{image.get('Os')}/{image.get('Architecture')}",
@@ -260,6 +270,7 @@ class _Session:
             "host.memory_bytes": host_facts.host_memory_bytes(),
             "host.python": platform.python_version(),
             "container.settings": self.settings,
+            "artefacts": [artefact.to_json() for artefact in self.artefacts],
             "mtbuild.runtime_expected": self.runtime,
         }
         if self.tier == "gpu" and self.attachment is not None:
@@ -315,7 +326,7 @@ def _read(
     """What the image says, checked for form; where it says nothing usable, every check is an error."""
     user = request["user"]
     try:
-        document = json.loads(_untrusted(out / "report.json"))
+        document = json.loads(untrusted.read(out / "report.json", limit=_REPORT_LIMIT))
         validate(document, "report", where="the image's report.json")
         _matches(document, request)
     except (OSError, ValueError, MtbuildError) as error:
@@ -353,17 +364,6 @@ def _matches(document: dict[str, Any], request: dict[str, Any]) -> None:
     if got != request["checks"]:
         msg = f"it holds {', '.join(got)} instead of {', '.join(request['checks'])}"
         raise MtbuildError(msg)
-
-
-def _untrusted(path: Path) -> bytes:
-    """A file that the image made: a plain one, of bounded size, never through a link."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    with os.fdopen(descriptor, "rb") as stream:
-        status = os.fstat(stream.fileno())
-        if not S_ISREG(status.st_mode) or status.st_size > _REPORT_LIMIT:
-            msg = "report.json is no plain file of at most 8 MiB"
-            raise InfrastructureError(msg)
-        return stream.read(_REPORT_LIMIT)
 
 
 def _tell(line: str, note: Note) -> None:

@@ -52,8 +52,9 @@ def not_installed(package: str) -> CheckResult:
 def do_not_import(package: str, found: Walk) -> CheckResult:
     """The result of a check that found broken modules."""
     return failed(
-        f"{len(found.broken)} of {len(found.modules)} modules of {package} do not import: "
-        f"{found.broken[0]}"[:500],
+        f"{len(found.broken)} of {len(found.modules)} modules of {package} do not import: {found.broken[0]}"[
+            :500
+        ],
         detail="\n".join(found.broken),
         diagnosis="a name that a module promises or uses is not there, or a package it needs is missing "
         "in the image",
@@ -61,7 +62,7 @@ def do_not_import(package: str, found: Walk) -> CheckResult:
     )
 
 
-def version() -> "str | None":
+def version() -> str | None:
     """Of the runtime's distribution; None if its files are there without it."""
     try:
         return metadata.version(DISTRIBUTION)
