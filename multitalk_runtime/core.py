@@ -68,10 +68,13 @@ def start_worker(settings: Settings) -> Worker:
     from multitalk_runtime.ffmpeg import program
     from multitalk_runtime.generator import Generator
     from multitalk_runtime.model_dirs import ModelDirs
+    from multitalk_runtime.models import check_models
 
     program("ffmpeg"), program("ffprobe")
-    models = ModelDirs.from_settings(settings)
     begin = time.monotonic()
+    models = ModelDirs.from_settings(settings)
+    found = check_models(models)
+    log.info("%d model files verified in %.1f s", found.files, found.seconds)
     generator = Generator.load(
         models,
         device=settings.device,

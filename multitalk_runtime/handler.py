@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import sys
 import threading
 from collections.abc import Awaitable, Callable
@@ -100,6 +101,8 @@ def main() -> int:
     except Fault as fault:
         log.error("the worker can't start: %s; %s", fault, fault.hint)
         return 1
+    # The SDK's default, DEBUG, writes every reply into the log: presigned URLs, and whole videos as base64.
+    os.environ.setdefault("RUNPOD_LOG_LEVEL", "INFO")
     import runpod
 
     runpod.serverless.register_fitness_check(fitness_check(worker))

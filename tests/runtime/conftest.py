@@ -33,6 +33,9 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_generator(tiny_models: Path) -> Generator:
     """The real generator on the small models, as a worker keeps it."""
+    import torch
+
+    torch.set_num_threads(1)  # on so small networks, threads that wait for each other cost more than they do
     from multitalk_runtime.generator import Generator
     from multitalk_runtime.model_dirs import ModelDirs
 
