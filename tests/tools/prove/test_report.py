@@ -17,6 +17,7 @@ from mtbuild.prove.report import (
     CPU_CHECKS,
     EVERY_USER,
     GPU_CHECKS,
+    RUNTIME_CHECKS,
     CheckResult,
     ContainerRun,
     Fact,
@@ -89,10 +90,11 @@ def test_checked_needs_the_first_list_and_verified_both() -> None:
 def test_xformers_and_wan_are_required_only_where_they_should_be() -> None:
     without = replace(CELL, xformers=None)
     assert not [name for name in required_checks(without, "gpu", runtime=True) if "xformers" in name]
-    assert "imports.wan" not in required_checks(CELL, "cpu", runtime=False)
+    assert not set(RUNTIME_CHECKS) & set(required_checks(CELL, "gpu", runtime=False))
+    assert set(RUNTIME_CHECKS) <= set(required_checks(CELL, "gpu", runtime=True))
     foreign = required_checks(None, "gpu", runtime=False)
     assert {"compiler", "triton.jit"} <= set(foreign)
-    assert not {"xformers.extension", "xformers.attention", "imports.wan"} & set(foreign)
+    assert not {"xformers.extension", "xformers.attention", *RUNTIME_CHECKS} & set(foreign)
 
 
 def test_all_passed_is_a_pass() -> None:
