@@ -123,7 +123,7 @@ def check_flags(flags: argparse.Namespace) -> None:
     for name in ("frame_num", "motion_frame"):
         value, least = getattr(flags, name), 5 if name == "frame_num" else 1
         if value < least or value % 4 != 1:
-            near = max(least, value // 4 * 4 + 1)
+            near = max(least, (value - 1) // 4 * 4 + 1)
             refuse(f"--{name}", f"{value} is not 4n+1", f"use {near} or {near + 4}", "job.frame_num")
     if flags.mode == "streaming" and flags.motion_frame >= flags.frame_num:
         refuse("--motion_frame", "it leaves nothing new in a clip", "use 25", "job.conflict")

@@ -66,7 +66,7 @@ class Request:
             raise JobFault("job.size", msg, field="size")
         for name, value in (("frame_num", self.frame_num), ("motion_frame", self.motion_frame)):
             if value % 4 != 1 or value < 1 or (name == "frame_num" and value < 5):
-                near = max(5 if name == "frame_num" else 1, value // 4 * 4 + 1)
+                near = max(5 if name == "frame_num" else 1, (value - 1) // 4 * 4 + 1)
                 msg = f"{name} {value} is not of the form 4n+1"
                 raise JobFault("job.frame_num", msg, field=name, hint=f"use {near} or {near + 4}")
         if self.mode not in ("clip", "streaming"):
