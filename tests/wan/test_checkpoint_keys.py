@@ -44,7 +44,8 @@ def test_names_and_shapes(name):
 def test_both_wav2vec2_namings():
     wanted = set(keys("wav2vec2_base"))
     old = {
-        "wav2vec2." + name.replace("parametrizations.weight.original0", "weight_g").replace(
+        "wav2vec2."
+        + name.replace("parametrizations.weight.original0", "weight_g").replace(
             "parametrizations.weight.original1", "weight_v"
         )
         for name in wanted

@@ -1,4 +1,4 @@
-"""Rules of the causal VAE: any split into pieces gives the same numbers, and no frame depends on a later one."""
+"""Rules of the causal VAE: any split into pieces gives the same numbers; no frame depends on a later one."""
 
 import functools
 
