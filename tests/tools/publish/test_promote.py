@@ -30,7 +30,7 @@ from publish_samples import (
 )
 
 from mtbuild.errors import InfrastructureError, InputError, MtbuildError
-from mtbuild.publish import catalog
+from mtbuild.publish import catalog, promote
 from mtbuild.publish.dsse import Envelope
 from mtbuild.publish.keys import Keys
 from mtbuild.publish.promote import RefusedError, TagTakenError, publish, release_tag
@@ -122,6 +122,32 @@ def test_a_verified_image_moves_the_aliases(desk: Desk, image: Manifest) -> None
         "ptxas of triton 3.3.1",
     ]
     assert [run.device.name if run.device else "cpu" for run in entry.runs] == ["cpu", "NVIDIA H200"]
+
+
+def test_a_run_that_failed_here_lets_nothing_out_even_where_the_policy_would(
+    desk: Desk, image: Manifest
+) -> None:
+    with pytest.raises(RefusedError, match=r"not let out from here: triton\.jit failed"):
+        desk.publish(desk.signed(), withhold="triton.jit failed")
+    assert desk.tags() == set()
+    assert len(attached(desk.staging, image.digest)) == 1
+    verdict = json.loads((desk.paths.cell(V73.id, desk.build.build_id[:12]) / "verdict.json").read_text())
+    assert verdict["passed"] is False
+
+
+def test_a_tag_that_another_machine_took_while_blobs_were_copied_is_not_moved(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tag = release_tag(V73.id, desk.build.build_id, "checked")
+    other = push_image(desk.release)
+
+    def meanwhile(job: promote._Job) -> None:
+        desk.release.put_manifest(other, tag=tag)
+
+    monkeypatch.setattr(promote, "_read_back", meanwhile)
+    with pytest.raises(TagTakenError, match="write-once"):
+        desk.publish(desk.signed())
+    assert desk.release.manifest(tag).digest == other.digest
 
 
 def test_publishing_again_changes_nothing(desk: Desk) -> None:

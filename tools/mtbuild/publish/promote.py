@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 import re
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NoReturn
 
 from filelock import FileLock, Timeout
 
 from mtbuild.errors import InfrastructureError, InputError, MtbuildError
+from mtbuild.plan.cell import Finding
 from mtbuild.prove.report import required_checks
 from mtbuild.publish import catalog, evidence, vsa
 from mtbuild.publish.dsse import UnverifiedError
@@ -131,11 +132,13 @@ def publish(
     max_age_days: int = 90,
     policy: Policy | None = None,
     now: datetime | None = None,
+    withhold: str = "",
 ) -> Promotion:
     """Judge a staged digest by its evidence and let it out into `release` (`HOST/REPOSITORY`).
 
     `aliases` are moved only in channel `verified`, beside `<id>` and `<name>`. `policy` is what the channel
-    demands by this tree (`policy_for`) unless another is given. Raises RefusedError where
+    demands by this tree (`policy_for`) unless another is given. `withhold` says why nothing may come out
+    whatever the policy says: then only the evidence is attached. Raises RefusedError where
     the policy says no (the evidence is attached all the same: failures count), TagTakenError where the
     write-once tag names another digest, InfrastructureError where a registry fails.
     """
@@ -171,6 +174,7 @@ def publish(
                 paths=paths,
                 keys=keys,
                 now=moment,
+                withhold=withhold,
                 note=note,
             ),
             envelopes,
@@ -190,6 +194,7 @@ class _Job:
     paths: Paths
     keys: Keys
     now: datetime
+    withhold: str
     note: Callable[[str], None]
 
 
@@ -221,10 +226,7 @@ def _aliases(cell: Cell, channel: Channel, wanted: Sequence[str]) -> tuple[str, 
 def _publish(job: _Job, envelopes: Sequence[Envelope]) -> Promotion:
     manifest = job.staging.manifest(job.digest)
     _check_label(job, manifest)
-    taken = job.target.find_manifest(job.tag)
-    if taken is not None and taken.digest != job.digest:
-        msg = f"{job.target.name}:{job.tag} is write-once and names {taken.digest}, not {job.digest}"
-        raise TagTakenError(msg, fix="two builds gave one build id: remove nothing, rebuild to get a new one")
+    _is_tagged(job)
     staged = attached(job.staging, job.digest, note=job.note)
     released = attached(job.target, job.digest, note=job.note)
     known = {envelope.digest: envelope for envelope in (*envelopes, *staged, *released)}
@@ -236,6 +238,8 @@ def _publish(job: _Job, envelopes: Sequence[Envelope]) -> Promotion:
         if envelope not in staged:
             attach(job.staging, manifest, envelope)
     fresh = [envelope for envelope in counted if envelope not in released]
+    if verdict.passed and job.withhold:
+        verdict = _withheld(verdict, job.withhold)
     if not verdict.passed:
         _record_refusal(job, manifest, fresh, verdict)
         raise RefusedError(verdict)
@@ -245,7 +249,7 @@ def _publish(job: _Job, envelopes: Sequence[Envelope]) -> Promotion:
         attach(job.target, manifest, envelope)
     changed |= _attach_verdict(job, manifest, verdict, statements)
     _read_back(job)
-    if taken is None:
+    if not _is_tagged(job):  # again: copying took its time, and another machine holds another lock
         job.note(f"tag {job.target.name}:{job.tag}")
         job.target.put_manifest(manifest, tag=job.tag)
         changed = True
@@ -261,6 +265,27 @@ def _publish(job: _Job, envelopes: Sequence[Envelope]) -> Promotion:
         verdict=verdict,
         changed=changed,
     )
+
+
+def _is_tagged(job: _Job) -> bool:
+    """Whether the write-once tag is there already; TagTakenError if it names another digest."""
+    taken = job.target.find_manifest(job.tag)
+    if taken is not None and taken.digest != job.digest:
+        msg = f"{job.target.name}:{job.tag} is write-once and names {taken.digest}, not {job.digest}"
+        raise TagTakenError(msg, fix="two builds gave one build id: remove nothing, rebuild to get a new one")
+    return taken is not None
+
+
+def _withheld(verdict: Verdict, why: str) -> Verdict:
+    """A yes by other runs, or by fewer checks than the newest run had to pass, made a no."""
+    finding = Finding(
+        rule="withheld",
+        severity="refused",
+        message=f"it is not let out from here: {why}",
+        source="the smoke run that has just ended on this host",
+        fix="repair the cell or this host and smoke again",
+    )
+    return replace(verdict, passed=False, findings=(finding,), used=(), degraded=())
 
 
 def _check_label(job: _Job, manifest: Manifest) -> None:
