@@ -91,6 +91,16 @@ def test_what_ran_on_this_gpu_wins_over_what_is_newer() -> None:
     assert "/cache:exec" in choice.docker_run
 
 
+def test_what_failed_on_a_cpu_since_is_not_offered() -> None:
+    bad = run_on(None, passed=False, finished="2026-11-23T11:00:00Z")
+    assert "failed its newest run on a CPU (2026-11-23" in why_none(
+        entry("2.7.1", run_on(H200), bad), gpu="H200", driver="580.95"
+    )
+    assert "failed its newest run on a CPU" in why_none(
+        entry("2.7.1", bad, channel="checked"), channel="checked"
+    )
+
+
 def test_the_same_capability_wins_over_never_run() -> None:
     choice = choose(entry("2.7.1", run_on(RTX4090)), entry("2.10.0", run_on(H200)), sm="8.9", expected=True)
     assert (choice.winner.entry.image.torch, choice.winner.match) == ("2.7.1", "same-sm")

@@ -156,11 +156,15 @@ def _candidate(entry: Entry, wish: Wish) -> Candidate:
     match, run = _match(entry, wish)
     notes: list[str] = []
     lost = ""
+    # The catalog keeps the newest run on a CPU: what failed there fails on every GPU, and `verify` says no.
+    broken = next((one for one in entry.runs if one.device is None and not one.passed), None)
     floor = highest(entry.image.floors, wish.sm)
     if wish.channel == "verified" and entry.channel != "verified":
         lost = "checked only: no GPU run stands behind it (--channel checked takes it)"
     elif match == "known-bad" and run is not None and run.device is not None:
         lost = f"failed on {run.device.name} ({run.finished}, evidence {run.evidence.short})"
+    elif broken is not None:
+        lost = f"failed its newest run on a CPU ({broken.finished}, evidence {broken.evidence.short})"
     elif wish.sm is not None and not covers(entry.image.targets, wish.sm):
         lost = f"has no code for sm_{wish.sm.replace('.', '')} (built for {', '.join(entry.image.targets)})"
     elif wish.driver is not None and not driver_reaches(wish.driver, floor.driver):
