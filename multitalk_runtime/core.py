@@ -63,7 +63,7 @@ class Worker:
     folder: Path | None = None  # where jobs have their folders; the system's temporary one if None
 
 
-def start_worker(settings: Settings) -> Worker:
+def start_worker(settings: Settings, *, folder: Path | None = None) -> Worker:
     """Verify and load the models. Raises ModelFault, CudaFault or InternalFault: no job could be done."""
     from multitalk_runtime.ffmpeg import program
     from multitalk_runtime.generator import Generator
@@ -83,7 +83,7 @@ def start_worker(settings: Settings) -> Worker:
         offload_model=settings.offload,
     )
     log.info("models loaded in %.1f s", time.monotonic() - begin)
-    return Worker(settings=settings, generator=generator, storage=Storage(settings))
+    return Worker(settings=settings, generator=generator, storage=Storage(settings), folder=folder)
 
 
 def run_job(

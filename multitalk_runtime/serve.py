@@ -16,20 +16,17 @@ from __future__ import annotations
 import argparse
 import ipaddress
 import logging
+import shutil
 import signal
 import socket
 import sys
+import tempfile
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from multitalk_runtime.core import start_worker
 from multitalk_runtime.queue_store import QueueStore
 from multitalk_runtime.settings import Settings, SettingsError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from multitalk_runtime.core import Worker
 
 __all__ = ["main"]
 
@@ -45,7 +42,7 @@ def is_loopback(host: str) -> bool:
     return all(ipaddress.ip_address(str(item[4][0]).partition("%")[0]).is_loopback for item in found)
 
 
-def main(arguments: list[str] | None = None, *, start: Callable[[Settings], Worker] = start_worker) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Run until SIGTERM or SIGINT. Exit code 1 if the models can't be loaded, 2 for wrong settings."""
     parser = argparse.ArgumentParser(
         prog="python -m multitalk_runtime.serve",
@@ -64,10 +61,10 @@ def main(arguments: list[str] | None = None, *, start: Callable[[Settings], Work
     except SettingsError as error:
         print(f"serve: {error}", file=sys.stderr)  # noqa: T201
         return 2
-    return _serve(settings, given.host, given.port, start)
+    return _serve(settings, given.host, given.port)
 
 
-def _serve(settings: Settings, host: str, port: int, start: Callable[[Settings], Worker]) -> int:
+def _serve(settings: Settings, host: str, port: int) -> int:
     import uvicorn
 
     from multitalk_runtime.http_api import make_app
@@ -79,7 +76,12 @@ def _serve(settings: Settings, host: str, port: int, start: Callable[[Settings],
         ttl_s=settings.result_ttl_s,
         quota_bytes=settings.result_quota_bytes,
     )
-    queue = QueueWorker(store, settings=settings, start=lambda: start(settings))
+    # What a killed process left behind is removed by the next one, so nobody else's folder is used.
+    folder = settings.state_dir / "jobs"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(mode=0o700)
+    tempfile.tempdir = str(folder)
+    queue = QueueWorker(store, settings=settings, start=lambda: start_worker(settings, folder=folder))
 
     class Server(uvicorn.Server):
         """uvicorn, but a first SIGTERM only stops new jobs: status and results stay until the job is done."""
