@@ -91,6 +91,9 @@ class Comparison:
         for name in NAMES:
             if name in LOSSY or name == "sdpa":
                 continue
+            if self.studio.device == "cpu" and name in ("xformers", "flash_attn"):
+                self.notes.append(f"{name}: for GPUs alone")
+                continue
             try:
                 frames = self.run(voice, (heard,), attention=name)
             except Exception as error:

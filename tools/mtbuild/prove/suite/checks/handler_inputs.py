@@ -11,6 +11,7 @@ import hashlib
 import io
 import logging
 import os
+import re
 import shutil
 import struct
 import time
@@ -73,7 +74,7 @@ def run(ctx: Context) -> CheckResult:
     started = time.monotonic()
     try:
         with serving() as server:
-            bench = Bench(folder, server)
+            bench = Bench(folder, server, log)
             seconds = {}
             for doing, job in bench.good().items():
                 begin = time.monotonic()
@@ -89,8 +90,13 @@ def run(ctx: Context) -> CheckResult:
                 msg = "no signed request came to the storage"
                 raise Refused(msg)
     except Exception as error:
+        said = f"{doing}: {type(error).__name__}: {error}".replace("Refused: ", "")
+        if "internal: " in said:  # what a caller is not told stands in the log
+            said += "".join(
+                f": {line}" for line in re.findall(r"^[\w.]+: .+", log.getvalue(), re.MULTILINE)[:1]
+            )
         return failed(
-            f"{doing}: {type(error).__name__}: {error}".replace("Refused: ", "")[:500],
+            said[:500],
             detail=log.getvalue()[-5000:],
             diagnosis="the handler does not take its inputs as it should in this image: a job of this kind "
             "fails, or a bad one gets through (V71)",
@@ -110,13 +116,14 @@ def run(ctx: Context) -> CheckResult:
 class Bench:
     """A worker with everything that it may use on this machine, and the jobs for it."""
 
-    def __init__(self, folder: Path, server) -> None:
+    def __init__(self, folder: Path, server, log: io.StringIO) -> None:
         from multitalk_runtime.core import Worker
         from multitalk_runtime.defaults import AUDIO, IMAGE
         from multitalk_runtime.settings import Settings
         from multitalk_runtime.storage import Storage
 
-        self.server, self.jobs, self.volume = server, folder / "jobs", folder / "volume"
+        self.server, self.log = server, log
+        self.jobs, self.volume = folder / "jobs", folder / "volume"
         self.jobs.mkdir()
         self.volume.mkdir()
         settings = Settings.from_environment(
@@ -251,6 +258,8 @@ class Bench:
         from multitalk_runtime.core import run_job
 
         self.looks.image = self.looks.tracks = None
+        self.log.seek(0)
+        self.log.truncate()  # what is kept is that of the job that failed
         reply = run_job(job, worker=self.worker, job_id="suite")
         left = sorted(str(path.relative_to(self.jobs)) for path in self.jobs.rglob("*"))
         if left:
