@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -62,6 +63,24 @@ class LocalActs:
         from mtbuild.publish.keys import Keys
 
         return Keys.ensure(self.paths.keys)
+
+    def disk_plan(self, cells: Sequence[Cell]) -> tuple[str, ...]:
+        """What building these would take; a cell without a lock is left to its own build's error."""
+        from mtbuild.plan.lock import Lock
+        from mtbuild.prove.build import builds_of
+        from mtbuild.prove.disk import outlook
+
+        locks = []
+        for cell in cells:
+            with suppress(MtbuildError):
+                locks.append(Lock.load(self.paths.images / cell.id))
+        return outlook(
+            locks,
+            self.engine.facts.data_root,
+            wheels=self.paths.wheels,
+            registry=self.paths.registry if self.registries.embedded else None,
+            built={sha for done in builds_of(self.paths) for sha in done.wheels},
+        )
 
     def build(self, cell: Cell, note: Callable[[str], None]) -> Built:
         """The cell's image in staging, by digest; `build.json` is its record."""

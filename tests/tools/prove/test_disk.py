@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mtbuild.plan.lock import Lock, LockedWheel, LockInputs
-from mtbuild.prove.disk import NotEnoughSpace, needs, preflight
+from mtbuild.prove.disk import NotEnoughSpace, needs, outlook, preflight
 
 SHM = Path("/dev/shm")
 
@@ -55,7 +55,7 @@ def test_a_build_that_can_t_fit_says_how_much_is_missing_where_and_what_can_go(t
     assert f"missing on the file system of {tmp_path}" in error.message
     assert "v70 needs" in error.message and "wheels to download" in error.message
     assert f"wheels of other cells under {cache} (3.0 GB)" in error.fix
-    assert "docker buildx prune" in error.fix and "MTBUILD_CACHE" in error.fix
+    assert "mtbuild engine prune" in error.fix and "MTBUILD_CACHE" in error.fix
 
 
 def test_each_file_system_is_asked_for_its_own_part(tmp_path: Path) -> None:
@@ -97,3 +97,15 @@ def test_an_unknown_unpacked_size_is_estimated() -> None:
         ),
     )
     assert frozen.unpacked_bytes == 190
+
+
+def test_the_plan_of_several_builds_counts_what_they_share_once(tmp_path: Path) -> None:
+    one = 10**9
+    (line,) = outlook([lock(one), lock(one)], tmp_path)
+    first = sum(need.size for need in needs(lock(one), tmp_path))
+    assert line.startswith(
+        f"disk plan: v70 {first / one:.1f} GB; {first / one + 1:.1f} GB in all at {tmp_path}, "
+    )
+    (full,) = outlook([lock(10**15)], tmp_path)
+    assert "GB missing, so not all of them will be built" in full
+    assert outlook([], tmp_path) == ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import click
@@ -74,7 +75,8 @@ def command(
     if only_plan:
         _show_plan(matrix, planned, as_json=as_json, github=github)
         raise click.exceptions.Exit(0 if all(item.as_expected for item in planned) else 1)
-    raise click.exceptions.Exit(_run(app, matrix, planned, chosen, as_json=as_json))
+    asked = bool(selectors or group)
+    raise click.exceptions.Exit(_run(app, matrix, planned, chosen, asked=asked, as_json=as_json))
 
 
 def _chosen(matrix: Matrix, selectors: tuple[str, ...], group: str | None) -> tuple[Cell, ...]:
@@ -121,9 +123,16 @@ def _show_plan(matrix: Matrix, planned: Sequence[Planned], *, as_json: bool, git
 
 
 def _run(
-    app: App, matrix: Matrix, planned: Sequence[Planned], chosen: Sequence[Cell], *, as_json: bool
+    app: App,
+    matrix: Matrix,
+    planned: Sequence[Planned],
+    chosen: Sequence[Cell],
+    *,
+    asked: bool,
+    as_json: bool,
 ) -> int:
     from mtbuild.acts import LocalActs, pick_line
+    from mtbuild.errors import MtbuildError
     from mtbuild.run import exit_code, walk
     from mtbuild.table import findings_text, outcome_table, show
 
@@ -131,6 +140,11 @@ def _run(
         if not item.buildable:
             app.note(findings_text(item.cell, item.findings))
     acts = LocalActs(paths=app.paths, matrix=matrix, planned=planned, note=app.note)
+    ready = [item.cell for item in planned if item.buildable and item.cell in chosen]
+    if asked and ready:  # more than the default may be more than the disk holds
+        with suppress(MtbuildError):  # an engine that is away is told with each cell
+            for line in acts.disk_plan(ready):
+                app.note(line)
     outcomes = walk(planned, chosen, acts, progress=_progress(app))
     if as_json:
         click.echo(json.dumps(_outcomes_json(outcomes), indent=2, ensure_ascii=False))

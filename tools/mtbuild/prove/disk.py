@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 from mtbuild.errors import InfrastructureError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Sequence
 
     from mtbuild.plan.lock import Lock
 
-__all__ = ["Need", "NotEnoughSpace", "needs", "preflight"]
+__all__ = ["Need", "NotEnoughSpace", "needs", "outlook", "preflight"]
 
 GB = 10**9
 _SYSTEM = 900_000_000  # bytes: Debian's packages and the compiler, unpacked
@@ -99,6 +99,36 @@ def preflight(
         raise NotEnoughSpace(msg, missing=total - free, folder=folder, fix=fix)
 
 
+def outlook(
+    locks: Sequence[Lock],
+    where: Path,
+    *,
+    wheels: Path | None = None,
+    registry: Path | None = None,
+    built: Collection[str] = (),
+) -> tuple[str, ...]:
+    """The disk plan of several builds in a row, a line a file system: what each adds, and what is free.
+
+    A wheel that cells share counts at the first of them. Nothing is refused here: each build looks again.
+    """
+    have = set(built)
+    added: dict[int, list[tuple[str, int, Path]]] = {}
+    for lock in locks:
+        for need in needs(lock, where, wheels=wheels, registry=registry, built=have):
+            part = (lock.name or lock.cell_id, need.size, need.folder)
+            added.setdefault(_device(need.folder), []).append(part)
+        have |= {wheel.sha256 for wheel in lock.wheels}
+    lines = []
+    for parts in added.values():
+        folder = _existing(parts[0][2])
+        names = list(dict.fromkeys(name for name, _, _ in parts))
+        each = ", ".join(f"{name} {_gb(sum(n for k, n, _ in parts if k == name))}" for name in names)
+        total, free = sum(size for _, size, _ in parts) + _RESERVE, shutil.disk_usage(folder).free
+        fits = "fits" if total <= free else f"{_gb(total - free)} missing, so not all of them will be built"
+        lines.append(f"disk plan: {each}; {_gb(total)} in all at {folder}, {_gb(free)} free: {fits}")
+    return tuple(lines)
+
+
 def _removable(lock: Lock, where: Path, wheels: Path | None, registry: Path | None) -> str:
     """What can go, largest first, with its size where that is cheap to tell."""
     kept = {wheel.sha256 for wheel in lock.wheels}
@@ -110,9 +140,10 @@ def _removable(lock: Lock, where: Path, wheels: Path | None, registry: Path | No
     if registry is not None and registry.is_dir():
         staged = _size(registry)
         if staged:
-            found.append((staged, f"what was staged in {registry} ({_gb(staged)}; `mtbuild engine clean`)"))
+            how = "`mtbuild engine clean --registry`, with all that was published"
+            found.append((staged, f"the registry in {registry} ({_gb(staged)}; {how})"))
     texts = [text for _, text in sorted(found, reverse=True)]
-    texts.append("build cache (`docker buildx prune`) and unused images (`docker image prune -a`)")
+    texts.append("unused images and build cache (`mtbuild engine prune`)")
     return f"remove, on {where}'s machine: " + "; ".join(texts)
 
 
