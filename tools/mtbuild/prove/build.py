@@ -186,8 +186,6 @@ def build(
         wheels=tuple(wheel.sha256 for wheel in plan.lock.wheels),
     )
     _write(folder / "build.json", done.to_json())
-    # What this one replaces would fill the engine's disk; the registry still has it.
-    retire(engine, [old.ref for old in builds_of(paths, cell.id) if old.ref != done.ref])
     # 9 GB each in the engine: what this build replaces goes; staging still has it.
     retire(engine, (old.ref for old in builds_of(paths, cell.id) if old.ref.digest != ref.digest))
     note(f"{cell.name}: {done.size_bytes / 1e9:.2f} GB in {done.seconds:.0f} s: {ref}")
@@ -277,7 +275,7 @@ def _with_wheels(
     msg = f"the engine drops wheels from its cache faster than {plan.cell.name} can be built"
     raise InfrastructureError(
         msg,
-        fix="raise the engine's cache limit (builder.gc.defaultKeepStorage), or `docker buildx prune` it",
+        fix="raise the engine's cache limit (builder.gc.defaultKeepStorage), or run `mtbuild engine prune`",
     )
 
 
