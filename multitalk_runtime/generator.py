@@ -203,7 +203,7 @@ class Generator:
         speech = read_tracks(request)
         embeddings = request.speech or tuple(self.embed(track) for track in speech.tracks)
         plan, notes = plan_video(request, len(embeddings[0]))
-        seed = secrets.randbelow(MAX_RANDOM_SEED) if request.seed < 0 else request.seed
+        seed = drawn_seed(self.device) if request.seed < 0 else request.seed
         first_frame: list[float] = []
         with tempfile.TemporaryDirectory(prefix="mt-run-") as folder:
             sound = Path(folder) / "sound.wav"
@@ -261,6 +261,18 @@ class Generator:
             sha256=writer.sha256,
             notes=notes,
         )
+
+
+def drawn_seed(device: torch.device) -> int:
+    """A random seed below 10⁸; all processes of a group get the first one's."""
+    import torch
+    import torch.distributed as dist
+
+    seed = torch.tensor(secrets.randbelow(MAX_RANDOM_SEED))
+    if dist.is_available() and dist.is_initialized():
+        seed = seed.to(device)
+        dist.broadcast(seed, 0)
+    return int(seed)
 
 
 def read_image(path: Path) -> Image:
