@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import ipaddress
 import logging
+import os
 import shutil
 import signal
 import socket
@@ -81,6 +82,7 @@ def _serve(settings: Settings, host: str, port: int) -> int:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(mode=0o700)
     tempfile.tempdir = str(folder)
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(settings.state_dir / "inductor"))  # this is kept
     queue = QueueWorker(store, settings=settings, start=lambda: start_worker(settings, folder=folder))
 
     class Server(uvicorn.Server):
