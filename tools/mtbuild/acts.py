@@ -150,10 +150,14 @@ class LocalActs:
         )
 
     def _kept(self, build: Build, folder: Path, tier: Tier) -> tuple[SmokeReport, Envelope] | None:
-        """An earlier passing report on this digest by this suite, young enough, with its envelope."""
+        """An earlier passing report on this digest by this suite, young enough, with its envelope.
+
+        One that the policy would not believe (its key was replaced since) would be refused at each run.
+        """
         from mtbuild.prove.report import SmokeReport
         from mtbuild.prove.smoke import suite_digest
         from mtbuild.publish.dsse import Envelope
+        from mtbuild.publish.evidence import verify
 
         oldest = datetime.now(UTC) - timedelta(days=self.matrix.policy.max_age_days)
         for path in sorted(folder.glob(f"smoke-{tier}-*.json")):
@@ -162,11 +166,12 @@ class LocalActs:
             try:
                 report = SmokeReport.load(path)
                 envelope = Envelope.load(path.with_suffix(".sigstore.json"))
+                signed = verify(envelope, self.keys.trusted)
             except MtbuildError:
-                continue  # half written or of an older schema: smoke again
+                continue  # half written, of an older schema or signed by another key: smoke again
             young = datetime.fromisoformat(report.finished) > oldest
             same = report.digest == build.ref.digest and report.suite == suite_digest()
-            if same and young and report.tier == tier and report.passed():
+            if same and young and signed.report == report and report.tier == tier and report.passed():
                 return report, envelope
         return None
 
