@@ -53,3 +53,20 @@ def test_a_folder_without_a_matrix_is_bad_input(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "there is no matrix.yaml" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_sigterm_is_an_interruption() -> None:
+    """As Ctrl-C: what was started ends, the exit code is 130."""
+    code = (
+        "import os, signal, sys, types, click\n"
+        "from mtbuild import cli\n"
+        "stop = click.Command('doctor', callback=lambda: os.kill(os.getpid(), signal.SIGTERM))\n"
+        "sys.modules['mtbuild.cli.doctor'] = types.SimpleNamespace(command=stop)\n"
+        "sys.argv = ['mtbuild', 'doctor']\n"
+        "cli.main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 130, done.stderr
+    assert "run the same command again to go on" in done.stderr

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -113,8 +114,14 @@ def cli(ctx: click.Context, root: Path, verbose: bool) -> None:
     ctx.obj = App(root=root, verbose=verbose)
 
 
+def _interrupt(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
 def main() -> None:
     """Entry point: Ctrl-C ends with 130, an error of ours with its own code."""
+    # A CI runner ends a job with SIGTERM: then, too, nothing that was started may run on.
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         status = cli.main(standalone_mode=False)
     except click.exceptions.Abort:
