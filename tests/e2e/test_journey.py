@@ -1,11 +1,13 @@
-"""The history that must never come back: V70, V72 and V73 re-enacted on the real engine.
+"""The history that must never come back: V70 to V73 re-enacted on the real engine.
 
-V70 died of a full disk while it installed its dependencies, V72 had no C compiler and an xFormers built for
-another PyTorch; V73 is the repair. Each is built for real here, or refused before it costs anything.
+V70 died of a full disk while it installed its dependencies, V71's handler did not find its inputs, V71.1 had
+no `wan.configs`, V72 had no C compiler and an xFormers built for another PyTorch; V73 is the repair. Each is
+built for real here, or refused before it costs anything.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -20,10 +22,10 @@ from mtbuild.paths import Paths
 from mtbuild.plan.matrix import load
 from mtbuild.prove.build import build, builds_of
 from mtbuild.prove.disk import NotEnoughSpace
-from mtbuild.prove.engine import connect
+from mtbuild.prove.engine import connect, retire
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 pytestmark = pytest.mark.engine
 
@@ -215,6 +217,94 @@ def test_minimal_on_top_of_v72_mends_the_compiler_and_not_xformers(
     assert statuses["headers"] == {"passed"}
     assert statuses["triton.stub"] == {"passed"}
     assert statuses["xformers.extension"] == {"failed"}
+
+
+# ------ V71: input handling broke; V71.1: a package of the model was missing
+
+
+PACKAGES = "/opt/venv/lib/python3.11/site-packages"
+
+
+@pytest.fixture(scope="module")
+def derived(
+    outcomes: dict[str, dict[str, Any]], registry_host: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[str, str], str]]:
+    """Makes an image from V73's digest and one RUN line, pushed to staging: a reference by digest."""
+    assert outcomes["v73"]["state"] in ("checked", "published"), outcomes["v73"]
+    start = f"{registry_host}/mt-staging@{outcomes['v73']['digest']}"
+    engine = connect(Paths.of(ROOT))
+    made: list[Reference] = []
+
+    def build(name: str, line: str) -> str:
+        folder = tmp_path_factory.mktemp(name)
+        (folder / "Dockerfile").write_text(
+            f"FROM {start}\nUSER 0\nRUN --network=none {line}\nUSER 65532:65532\n"
+        )
+        target = f"{registry_host}/mt-staging"
+        command = [
+            *engine.buildx,
+            "build",
+            "--provenance=false",
+            "--sbom=false",
+            f"--metadata-file={folder}/made.json",
+            f"--output=type=image,name={target}:{name},push=true,oci-mediatypes=true",
+            str(folder),
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
+        assert done.returncode == 0, done.stderr[-3000:]
+        digest = json.loads((folder / "made.json").read_text())["containerimage.digest"]
+        made.append(Reference.parse(f"{target}@{digest}"))
+        return str(made[-1])
+
+    yield build
+    retire(engine, made)
+
+
+def _refused(reference: str, folder: Path) -> tuple[dict[str, set[str]], dict[str, dict[str, Any]]]:
+    """Statuses by check, and the result of each, of a smoke run that must not pass; its evidence proves
+    nothing either."""
+    evidence = folder / "evidence.json"
+    smoked = mtbuild("smoke", reference, "--cell", "v73", "--out", evidence, "--json")
+    assert smoked.code == 1, str(smoked)
+    published = mtbuild("publish", reference, "--cell", "v73", "--evidence", evidence)
+    assert published.code != 0, str(published)
+    return _statuses(smoked), {result["check"]: result for result in smoked.json["results"]}
+
+
+def test_v71_an_image_whose_handler_finds_no_default_inputs_is_refused(
+    derived: Callable[[str, str], str], tmp_path: Path
+) -> None:
+    inputs = f"{PACKAGES}/multitalk_runtime/inputs.py"
+    reference = derived(
+        "v71",
+        f"sed -i 's|image = IMAGE$|image = IMAGE.with_name(\"example.png\")|' {inputs} "
+        f"&& grep -q example.png {inputs} "
+        f"&& rm {PACKAGES}/multitalk_runtime/__pycache__/inputs.*.pyc",  # Python trusts them unchecked
+    )
+    statuses, results = _refused(reference, tmp_path)
+    assert statuses["handler.inputs"] == {"failed"}
+    assert statuses["generate"] == {"failed"}
+    assert statuses["imports.runtime"] == {"passed"}, "it imports; only a job shows it"
+    assert statuses["imports.wan"] == {"passed"}
+    handler = results["handler.inputs"]
+    assert handler["message"].startswith("default inputs: ")
+    assert "FileNotFoundError" in handler["message"]
+    assert "example.png" in handler["message"]
+    assert "V71" in handler["diagnosis"]
+    assert handler["fix"]
+
+
+def test_v71_1_an_image_without_the_models_configs_is_refused(
+    derived: Callable[[str, str], str], tmp_path: Path
+) -> None:
+    reference = derived("v71.1", f"rm -r {PACKAGES}/wan/configs")
+    statuses, results = _refused(reference, tmp_path)
+    assert statuses["imports.wan"] == {"failed"}
+    assert statuses["generate"] == {"failed"}
+    imports = results["imports.wan"]
+    assert "modules of wan do not import" in imports["message"]
+    assert "configs" in imports["message"]
+    assert imports["fix"]
 
 
 # ------ V73: the repair
