@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from packaging.utils import canonicalize_name
-from packaging.version import Version
 
 __all__ = ["Base", "Cell", "Expectation", "Finding", "Flavour", "Gpu", "State"]
 
@@ -83,10 +82,6 @@ class Cell:
             pins["xformers"] = self.xformers
         pins.update({canonicalize_name(name): version for name, version in self.packages})
         return pins
-
-    @property
-    def cuda_major(self) -> int:
-        return Version(self.cuda).major
 
 
 @dataclass(frozen=True, kw_only=True)
