@@ -117,7 +117,7 @@ def judge(digest: Digest, statements: Iterable[Statement], policy: Policy, *, no
     """Whether `statements` let `digest` into the policy's channel at the time `now` (aware)."""
     findings: list[Finding] = []
     counting: list[Statement] = []
-    for statement in sorted(statements, key=lambda s: str(s.envelope)):
+    for statement in sorted(statements, key=lambda s: (str(s.envelope), repr(s))):  # any order, one answer
         why = _does_not_count(digest, statement, policy, now)
         if why is None:
             counting.append(statement)
