@@ -54,8 +54,8 @@ class Fault(Exception):  # noqa: N818 - a fault is what the table, the docs and 
             msg = f"{type(self).__name__} has no code {code!r}"
             raise ValueError(msg)
         self.code = code
-        self.message = message
-        self.field = field
+        self.message = _plain(message, 1000)
+        self.field = _plain(field, 120)
         self.hint = hint or known.hint
         self.status = known.status
 
@@ -66,6 +66,11 @@ class Fault(Exception):  # noqa: N818 - a fault is what the table, the docs and 
     def __str__(self) -> str:
         where = f"{self.field}: " if self.field else ""
         return f"{where}{self.message} ({self.code})"
+
+
+def _plain(text: str, length: int) -> str:
+    """Of a length and kind that any reply can carry: callers choose the names of keys that are not known."""
+    return text[:length].encode("utf-8", "replace").decode()
 
 
 def _codes(status: int, *entries: tuple[str, str, str]) -> tuple[Code, ...]:

@@ -14,6 +14,7 @@ import hashlib
 import os
 import time
 from contextlib import contextmanager
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from multitalk_runtime.errors import FetchFault, ForbiddenFault, StorageFault, TooLargeFault
@@ -66,7 +67,7 @@ class Storage:
     def check_credentials(self, *, field: str) -> None:
         """Raises StorageFault if there are none at all: known before hours of work, not after."""
         with _faults(field):
-            if self._client._request_signer._credentials is None:
+            if not _own_pair() and self._session.get_credentials() is None:
                 msg = "the worker has no credentials for object storage"
                 raise StorageFault("storage.credentials", msg, field=field)
 
@@ -193,16 +194,10 @@ class Storage:
     @property
     def _client(self) -> Any:
         if self._made is None:
-            import boto3
             from botocore.config import Config
 
-            settings, pair = self._settings, {}
-            if "BUCKET_ACCESS_KEY_ID" in os.environ and "BUCKET_SECRET_ACCESS_KEY" in os.environ:
-                pair = {
-                    "aws_access_key_id": os.environ["BUCKET_ACCESS_KEY_ID"],
-                    "aws_secret_access_key": os.environ["BUCKET_SECRET_ACCESS_KEY"],
-                }
-            self._made = boto3.session.Session().client(
+            settings = self._settings
+            self._made = self._session.client(
                 "s3",
                 endpoint_url=settings.s3_endpoint,
                 region_name=settings.s3_region or (None if not settings.s3_endpoint else "us-east-1"),
@@ -216,9 +211,25 @@ class Storage:
                     request_checksum_calculation="when_required",
                     response_checksum_validation="when_required",
                 ),
-                **pair,
+                **_own_pair(),
             )
         return self._made
+
+    @cached_property
+    def _session(self) -> Any:
+        import boto3
+
+        return boto3.session.Session()
+
+
+def _own_pair() -> dict[str, str]:
+    """RunPod's own names for credentials, which boto3 does not know."""
+    names = {
+        "aws_access_key_id": "BUCKET_ACCESS_KEY_ID",
+        "aws_secret_access_key": "BUCKET_SECRET_ACCESS_KEY",
+    }
+    pair = {option: os.environ.get(name, "") for option, name in names.items()}
+    return pair if all(pair.values()) else {}
 
 
 @contextmanager

@@ -88,7 +88,10 @@ TABLE = [
     bad("an unknown key", "job.unknown_key", "promt", promt="typo"),
     bad("a key that only looks harmless", "job.unknown_key", "__class__", __class__="x"),
     bad("an endpoint of the caller's", "job.unknown_key", "output.endpoint", output={"endpoint": "http://x"}),
+    bad("a key that no reply can carry", "job.invalid", "", **{"\ud800\udfff": 1}),
+    bad("a key without end", "job.unknown_key", "k" * 120, **{"k" * 10**6: 1}),
     # values
+    bad("a prompt that is no text", "job.invalid", "prompt", prompt="\ud800"),
     bad("an empty prompt", "job.invalid", "prompt", prompt=""),
     bad("a prompt that is a number", "job.invalid", "prompt", prompt=5),
     bad("a prompt without end", "job.prompt_too_long", "prompt", prompt="a" * 4001),
@@ -249,7 +252,8 @@ def test_a_bad_job_gets_its_code(worker: Worker, folder: Path, entry: Bad) -> No
     assert set(error) == {"code", "field", "message", "hint"}
     assert error["message"]
     assert error["hint"]
-    text = json.dumps(reply)
+    text = json.dumps(reply, ensure_ascii=False)
+    assert len(text.encode()) < 3000
     for leak in (
         SECRET,
         "AKIA-TEST",

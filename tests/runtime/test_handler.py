@@ -9,6 +9,7 @@ import http.server
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -21,10 +22,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from runtime_helpers import QUICK, as_base64, end, free_port, image_bytes, wait_until, wav_bytes
 
+from multitalk_runtime import settings as settings_module
 from multitalk_runtime.clock import Progress
 from multitalk_runtime.core import Throttle, Worker, health_check
 from multitalk_runtime.errors import CudaFault
 from multitalk_runtime.handler import fitness_check, make_handler
+from multitalk_runtime.job import parse_job
 from multitalk_runtime.settings import Settings
 from multitalk_runtime.storage import Storage
 
@@ -354,3 +357,15 @@ def test_help_loads_nothing(tmp_path: Path) -> None:
     )
     assert done.returncode == 0
     assert "--rp_serve_api" in done.stdout
+
+
+def test_the_files_for_the_hub_say_what_this_worker_understands() -> None:
+    folder = Path(__file__).parents[2] / ".runpod"
+    known = set(re.findall(r"`([A-Z][A-Z0-9_]+)`", settings_module.__doc__ or ""))
+    hub, tests = (json.loads((folder / name).read_text()) for name in ("hub.json", "tests.json"))
+    assert hub["type"] == "serverless"
+    assert {entry["key"] for entry in [*hub["config"]["env"], *tests["config"]["env"]]} <= known
+    for test in tests["tests"]:
+        assert test["timeout"] > 0
+        if "test" not in test["input"]:
+            assert parse_job(test["input"])[1] == (), "a deprecated key"
