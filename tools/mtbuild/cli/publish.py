@@ -76,6 +76,7 @@ def command(
           --build build.json --channel verified --json
     """
     from mtbuild.digest import Reference
+    from mtbuild.errors import MtbuildError
     from mtbuild.plan.matrix import load
     from mtbuild.publish.dsse import Envelope
     from mtbuild.publish.keys import Keys
@@ -85,6 +86,9 @@ def command(
     matrix = load(app.paths.matrix)
     cell = matrix.cell(cell_name)
     build = _build(app, ref, cell, build_file)
+    if cell.expect == "refused" and build.override is None:
+        msg = f"{cell.name} is a cell that must stay refused"
+        raise MtbuildError(msg, where=cell.where, fix="remove `expect: refused` if it may come out now")
     envelopes = [Envelope.load(file) for file in files]
     keys = Keys.ensure(app.paths.keys)
     promotion = publish(
