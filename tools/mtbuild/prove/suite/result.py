@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +35,12 @@ def failed(
 ) -> CheckResult:
     """It does not work: what, why, and what to do."""
     return CheckResult(status, message, detail=detail, diagnosis=diagnosis, fix=fix, facts=_named(facts))
+
+
+def unsaid(message: str, log: str) -> str:
+    """`message` with the exception that `log` has, where a reply only says "internal"."""
+    found = re.search(r"^[\w.]+: .+", log, re.MULTILINE) if "internal: " in message else None
+    return f"{message}: {found[0]}" if found else message
 
 
 def _named(facts: dict) -> dict:

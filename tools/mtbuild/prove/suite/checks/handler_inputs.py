@@ -11,7 +11,6 @@ import hashlib
 import io
 import logging
 import os
-import re
 import shutil
 import struct
 import time
@@ -22,7 +21,7 @@ from pathlib import Path
 
 from loopback import KEY_ID, serving
 from packages import not_installed
-from result import CheckResult, Context, failed, passed, skipped
+from result import CheckResult, Context, failed, passed, skipped, unsaid
 
 ID = "handler.inputs"
 TIERS = ("cpu", "gpu")
@@ -91,12 +90,8 @@ def run(ctx: Context) -> CheckResult:
                 raise Refused(msg)
     except Exception as error:
         said = f"{doing}: {type(error).__name__}: {error}".replace("Refused: ", "")
-        if "internal: " in said:  # what a caller is not told stands in the log
-            said += "".join(
-                f": {line}" for line in re.findall(r"^[\w.]+: .+", log.getvalue(), re.MULTILINE)[:1]
-            )
         return failed(
-            said[:500],
+            unsaid(said, log.getvalue())[:500],
             detail=log.getvalue()[-5000:],
             diagnosis="the handler does not take its inputs as it should in this image: a job of this kind "
             "fails, or a bad one gets through (V71)",
