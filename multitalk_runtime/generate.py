@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 BAD_INPUT = 2
+LOG_S = 10.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -220,7 +221,7 @@ def keep_audio(generator: Generator, speech: Speech, folder: Path) -> None:
 
 
 class Bar:
-    """A progress bar: stage, steps, seconds left, peak memory."""
+    """A progress bar: stage, steps, seconds left, peak memory. In a log: a line at most every ten seconds."""
 
     def __init__(self) -> None:
         from tqdm import tqdm
@@ -228,6 +229,7 @@ class Bar:
         layout = "{desc} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} steps{postfix}"
         self._bar = tqdm(total=1, bar_format=layout, dynamic_ncols=True, file=sys.stderr, disable=None)
         self._bar.set_description_str("loading", refresh=True)
+        self._last = time.monotonic()
 
     def show(self, progress: Progress) -> None:
         """As `Generator.run` calls it."""
@@ -236,7 +238,11 @@ class Bar:
         if progress.total:
             bar.total, bar.n = progress.total, progress.step
         left = "" if progress.seconds_left is None else f"{_duration(progress.seconds_left)} left, "
-        bar.set_postfix_str(f"{left}peak {progress.peak_bytes / 2**30:.1f} GiB", refresh=True)
+        rest = f"{left}peak {progress.peak_bytes / 2**30:.1f} GiB"
+        bar.set_postfix_str(rest, refresh=True)
+        if bar.disable and time.monotonic() - self._last > LOG_S:
+            self._last = time.monotonic()
+            sys.stderr.write(f"{progress.stage}: {progress.step}/{progress.total} steps, {rest}\n")
 
     def __enter__(self) -> Bar:
         return self

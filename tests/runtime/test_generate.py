@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +15,10 @@ import numpy as np
 import pytest
 import torch
 
+from multitalk_runtime import generate as generate_module
 from multitalk_runtime import generator as generator_module
 from multitalk_runtime.audio import write_wav
+from multitalk_runtime.clock import Progress
 from multitalk_runtime.defaults import AUDIO, IMAGE
 from multitalk_runtime.errors import Fault
 from multitalk_runtime.estimate import estimate
@@ -318,6 +323,48 @@ def test_tts_without_its_package(
     assert main(arguments) == 1
     shown = capsys.readouterr().err
     assert "kokoro" in shown or "Kokoro" in shown
+
+
+def test_two_processes_make_one_video(tiny_models: Path, job: Callable[..., str], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += [
+        "-m",
+        "multitalk_runtime.generate",
+        "--models",
+        str(tiny_models),
+        "--input_json",
+        job(),
+        *SMALL,
+    ]
+    command += ["--ulysses_size", "2", "--base_seed", "-1", "--json", "--save_file", str(tmp_path / "v")]
+    environment = {"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)}
+    # A session of its own: whatever torchrun started ends with it, also after a failure.
+    process = subprocess.Popen(
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path.cwd(),
+        start_new_session=True,
+    )
+    try:
+        out, err = process.communicate(timeout=120)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, err[-2000:]
+    result = json.loads(out)  # one process speaks
+    assert result["frames"] == 9
+    assert 0 <= result["seed"] < 100_000_000
+    assert len(list(tmp_path.glob("*.mp4"))) == 1
+
+
+def test_a_log_gets_lines_instead_of_a_bar(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generate_module, "LOG_S", -1.0)
+    with generate_module.Bar() as bar:
+        bar.show(Progress(stage="denoise", step=3, total=40, seconds_left=125.4, peak_bytes=3 << 30))
+    assert capsys.readouterr().err.strip() == "denoise: 3/40 steps, 2:05 left, peak 3.0 GiB"
 
 
 def test_interrupting_leaves_nothing(tiny_models: Path, tmp_path: Path) -> None:
