@@ -14,6 +14,7 @@ lets the running job finish, refuses new ones, and keeps the waiting ones for th
 from __future__ import annotations
 
 import argparse
+import fcntl
 import ipaddress
 import logging
 import os
@@ -44,7 +45,7 @@ def is_loopback(host: str) -> bool:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run until SIGTERM or SIGINT. Exit code 1 if the models can't be loaded, 2 for wrong settings."""
+    """Run until SIGTERM or SIGINT. Exit code 1 if the models can't be loaded, 2 for bad settings."""
     parser = argparse.ArgumentParser(
         prog="python -m multitalk_runtime.serve",
         description=__doc__,
@@ -71,6 +72,14 @@ def _serve(settings: Settings, host: str, port: int) -> int:
     from multitalk_runtime.http_api import make_app
     from multitalk_runtime.queue_worker import QueueWorker
 
+    settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    lock = (settings.state_dir / "lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until the process ends, however it does
+    except OSError:
+        text = f"MT_STATE_DIR {settings.state_dir} is in use by another process: give each one its own"
+        print(f"serve: {text}", file=sys.stderr)  # noqa: T201
+        return 2
     store = QueueStore(
         settings.state_dir,
         limit=settings.queue,

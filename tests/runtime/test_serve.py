@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import json
 import os
@@ -335,6 +336,16 @@ def test_loopback_only_without_a_token(
         monkeypatch.delenv("MT_TOKEN", raising=False)
         assert main(["--host", host]) == 2
         assert "MT_TOKEN" in capsys.readouterr().err
+
+
+def test_two_processes_never_share_a_queue(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MT_STATE_DIR", str(tmp_path))
+    with (tmp_path / "lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert main(["--port", str(free_port())]) == 2
+    assert "in use" in capsys.readouterr().err
 
 
 # The real process with the real (tiny) model.
