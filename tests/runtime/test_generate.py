@@ -101,15 +101,22 @@ def test_help_has_examples_and_the_order_of_boxes(capsys: pytest.CaptureFixture[
     assert "examples:" in shown
 
 
-def test_a_video(tiny_models: Path, job: Callable[..., str], tmp_path: Path, capsys: Any) -> None:
+def test_a_video(
+    tiny_models: Path,
+    job: Callable[..., str],
+    tmp_path: Path,
+    capsys: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     arguments = ["--models", str(tiny_models), "--input_json", job(), *SMALL, "--json"]
-    before = sorted(Path.cwd().iterdir())
     assert main([*arguments, "--save_file", str(tmp_path / "out")]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["video"] == str(tmp_path / "out.mp4")
     assert (result["frames"], result["seed"], result["device"]) == (9, 42, "cpu")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["job.json", "out.mp4"]
-    assert sorted(Path.cwd().iterdir()) == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["here", "job.json", "out.mp4"]
+    assert not list(Path.cwd().iterdir())  # where the original left its temporary files
     wan = tiny_models / "Wan2.1-I2V-14B-480P"
     one_by_one = ["--ckpt_dir", str(wan), "--wav2vec_dir", str(tiny_models / "chinese-wav2vec2-base")]
     keep = ["--audio_save_dir", str(tmp_path / "kept"), "--save_file", str(tmp_path / "b.mp4")]
