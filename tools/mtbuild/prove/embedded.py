@@ -286,11 +286,21 @@ def _end_leftovers(daemon: Daemon) -> None:
 
 
 def _lives_in(process: Path, data: Path) -> bool:
-    """Whether a process's root file system is one of this engine's layers: then it is a container's."""
+    """Whether a process's root file system is one of this engine's layers: then it is a container's.
+
+    Never where it is our own root: inside a container, that may name a folder of the host's engine that has
+    the same path as ours.
+    """
+    root = _root_mount(process)
+    return root is not None and str(data) in root and root != _root_mount(Path("/proc/self"))
+
+
+def _root_mount(process: Path) -> str | None:
+    """The line of mountinfo for "/", from its device on (the ids before it differ between namespaces)."""
     for line in (process / "mountinfo").read_text(encoding="utf-8", errors="replace").splitlines():
         if line.split()[4] == "/":
-            return str(data) in line
-    return False
+            return line.split(maxsplit=2)[2]
+    return None
 
 
 def _unmount(folder: Path) -> None:
