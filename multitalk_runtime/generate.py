@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import sys
+import threading
 import time
 from contextlib import nullcontext
 from dataclasses import replace
@@ -38,6 +40,10 @@ LOG_S = 10.0
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Exit code 0 done, 1 the run failed, 2 bad input, 130 interrupted."""
     flags = parser().parse_args(arguments)
+    if threading.current_thread() is threading.main_thread():
+        # Explicitly: what a shell starts in the background inherits "ignore"; containers are ended by SIGTERM.
+        for sign in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(sign, signal.default_int_handler)
     try:
         return _main(flags)
     except Fault as fault:

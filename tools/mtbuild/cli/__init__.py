@@ -121,7 +121,9 @@ def _interrupt(*_: object) -> NoReturn:
 def main() -> None:
     """Entry point: Ctrl-C ends with 130, an error of ours with its own code."""
     # A CI runner ends a job with SIGTERM: then, too, nothing that was started may run on.
-    signal.signal(signal.SIGTERM, _interrupt)
+    # SIGINT explicitly: what a shell starts in the background inherits "ignore".
+    for sign in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(sign, _interrupt)
     try:
         status = cli.main(standalone_mode=False)
     except click.exceptions.Abort:
