@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Exit code 0 done, 1 the run failed, 2 bad input, 130 interrupted."""
     flags = parser().parse_args(arguments)
     if threading.current_thread() is threading.main_thread():
-        # Explicitly: what a shell starts in the background inherits "ignore"; containers are ended by SIGTERM.
+        # Explicitly: what a shell starts in the background inherits "ignore"; SIGTERM ends containers.
         for sign in (signal.SIGINT, signal.SIGTERM):
             signal.signal(sign, signal.default_int_handler)
     try:
