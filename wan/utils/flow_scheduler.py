@@ -129,6 +129,7 @@ class FlowScheduler:
         return SchedulerOutput(prev_sample=following) if return_dict else (following,)
 
     def _advance(self, prediction: Tensor, sample: Tensor) -> Tensor:
+        """The solver's own step: each subclass has one, this class only keeps time."""
         raise NotImplementedError
 
     def __len__(self) -> int:
