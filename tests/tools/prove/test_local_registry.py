@@ -77,11 +77,12 @@ def test_port_and_content_stay(own: Paths) -> None:
 @pytest.mark.engine
 def test_a_killed_one_comes_back_at_the_same_port(own: Paths) -> None:
     address = embedded.ensure_registry(own)
-    pid = service(own).pid()
-    assert pid is not None
-    os.kill(pid, signal.SIGKILL)
-    assert embedded.ensure_registry(own) == address
-    assert service(own).pid() != pid
+    for _ in range(4):  # at once: the port is free only when its last thread has ended
+        pid = service(own).pid()
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        assert embedded.ensure_registry(own) == address
+        assert service(own).pid() != pid
 
 
 @pytest.mark.engine

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,7 +18,6 @@ from mtbuild.prove.service import Service, boot_id
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 SLEEP = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(120)"]
 STUBBORN = [
@@ -25,6 +25,14 @@ STUBBORN = [
     "-c",
     "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
     "print('up', flush=True); time.sleep(120)",
+]
+# Its first thread ends, another one lives on: the kernel calls that a zombie, though all its files are still open.
+HEADLESS = [
+    sys.executable,
+    "-c",
+    "import ctypes, threading, time;"
+    "threading.Thread(target=time.sleep, args=(1.5,)).start(); print('up', flush=True);"
+    "ctypes.CDLL(None).pthread_exit(None)",
 ]
 
 
@@ -59,6 +67,22 @@ def test_one_that_ignores_the_request_is_killed(service: Service) -> None:
     wait_for_log(service)
     assert service.stop(patience_s=0.3)
     assert service.pid() is None
+
+
+def test_one_whose_other_threads_still_run_is_not_gone(service: Service) -> None:
+    """A killed server keeps its port until its last thread has ended."""
+    pid = service.start(HEADLESS, env={})
+    wait_for_log(service)
+    stat = Path(f"/proc/{pid}/stat")
+    end = time.monotonic() + 1
+    while stat.read_text().rpartition(")")[2].split()[0] != "Z" and time.monotonic() < end:
+        time.sleep(0.02)
+    assert stat.read_text().rpartition(")")[2].split()[0] == "Z", "the case is not there"
+    assert service.pid() == pid
+    end = time.monotonic() + 20
+    while service.pid() is not None:
+        assert time.monotonic() < end, "it never counted as gone"
+        time.sleep(0.05)
 
 
 def test_a_dead_child_of_ours_is_dead(service: Service) -> None:

@@ -37,13 +37,17 @@ def boot_id() -> str:
 
 
 def _started(pid: int) -> int | None:
-    """Start time of a process in clock ticks since boot, or None if it is gone or a zombie (proc(5))."""
+    """Start time of a process in clock ticks since boot, or None if it is gone or a zombie (proc(5)).
+
+    A zombie whose other threads still run is not gone yet: they keep its files, ports among them, open.
+    """
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
     fields = text.rpartition(")")[2].split()  # the name before it may hold blanks and brackets
-    return None if fields[0] in "ZX" else int(fields[19])
+    threads = int(fields[17])  # counts the zombie itself
+    return None if fields[0] == "X" or (fields[0] == "Z" and threads < 2) else int(fields[19])
 
 
 @dataclass(frozen=True, kw_only=True)
