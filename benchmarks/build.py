@@ -49,9 +49,9 @@ RUN --mount=type=secret,id=apt.conf --mount=type=secret,id=apt.sources --mount=t
     && apt-get install -y -qq --no-install-recommends \\
         ca-certificates ffmpeg g++ gcc libc6-dev python3 python3-dev python3-pip \\
     && rm -rf /var/lib/apt/lists/*
-COPY requirements.txt /tmp/
+COPY requirements.txt wheels.txt /tmp/
 RUN --mount=type=cache,id=CACHE,target=/wheels,readonly --mount=type=bind,from=runtime,target=/runtime \\
-    mkdir /dev/shm/w && ln -s /wheels/*/*.whl /dev/shm/w/ \\
+    mkdir /dev/shm/w && xargs -I_ ln -s /wheels/_ /dev/shm/w/ < /tmp/wheels.txt \\
     && pip install --break-system-packages --no-cache-dir --no-index --no-deps --find-links /dev/shm/w \\
         --require-hashes -r /tmp/requirements.txt \\
     && pip install --break-system-packages --no-cache-dir --no-index --no-deps /runtime/*.whl
@@ -86,6 +86,9 @@ def plain(paths: Paths, engine: Engine, base: Reference, staging: str, salt: str
         context, metadata = Path(temporary, "context"), Path(temporary, "metadata.json")
         context.mkdir()
         (context / "requirements.txt").write_text(lock.requirements())
+        # By hash: other builds' wheels, same names among them, lie in the engine's cache too.
+        wheels = "".join(f"{wheel.sha256}/{wheel.filename}\n" for wheel in lock.wheels)
+        (context / "wheels.txt").write_text(wheels)
         text = PLAIN.replace("SALT", salt).replace("CACHE", wheel_store.CACHE_ID)
         (context / "Dockerfile").write_text(text)
         started = time.monotonic()
