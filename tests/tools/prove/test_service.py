@@ -26,7 +26,7 @@ STUBBORN = [
     "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
     "print('up', flush=True); time.sleep(120)",
 ]
-# Its first thread ends, another one lives on: the kernel calls that a zombie, though all its files are still open.
+# Its first thread ends, another one lives on: a zombie to the kernel, though all its files are still open.
 HEADLESS = [
     sys.executable,
     "-c",
