@@ -19,10 +19,13 @@ def test_import_loads_no_torch(module: str) -> None:
     assert run(f"import sys, {module}; print('torch' in sys.modules)") == "False"
 
 
-def test_import_is_fast() -> None:
-    code = "import time; a = time.perf_counter(); import wan, wan.configs; print(time.perf_counter() - a)"
-    took = min(float(run(code)) for _ in range(3))
-    assert took < 0.2
+def test_import_is_small() -> None:
+    """No clock: what an import costs is what it loads."""
+    loaded = run("import sys, wan, wan.configs; print(*sys.modules)").split()
+    heavy = {"torch", "numpy", "PIL", "triton", "transformers", "safetensors", "tqdm", "pydantic"}
+    assert heavy.isdisjoint(loaded)
+    own = [name for name in loaded if name.split(".")[0] == "wan"]
+    assert {name for name in own if not name.startswith("wan.configs")} == {"wan"}
 
 
 def test_config_values() -> None:
