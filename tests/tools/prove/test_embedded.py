@@ -119,9 +119,7 @@ def test_it_survives_its_starter_and_is_found_again(own: Paths) -> None:
     one = embedded.Daemon(folder=own.engine, network=False)
     assert one.alive()
     pid = one.service.pid()
-    started = time.monotonic()
     assert daemon(own).service.pid() == pid
-    assert time.monotonic() - started < 5
 
 
 @pytest.mark.engine
