@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from os import PathLike
 
 import torch
@@ -25,10 +25,12 @@ from wan.modules.vae_layers import (
     NormSiluFn,
     ResidualBlock,
     Upsample,
+    apply,
     middle,
     norm_silu_eager,
     run,
 )
+from wan.modules.vae_steady import SteadyEncoder, Step, same_bits
 
 __all__ = ["CausalCache", "VideoVAE", "WanVAE"]
 
@@ -71,10 +73,17 @@ class Encoder3d(nn.Module):
 
     def forward(self, x: Tensor, cache: CausalCache) -> Tensor:
         """One piece of a video; see the class for the shapes."""
-        x = self.conv1(x, cache)
-        x = run(self.downsamples, x, cache)
-        x = run(self.middle, x, cache)
-        return run(self.head, x, cache)
+        for step in self.steps():
+            x = step(x, cache)
+        return x
+
+    def steps(self) -> list[Step]:
+        """What `forward` does, one temporal layer a step."""
+        steps: list[Step] = []
+        for layer in (self.conv1, *self.downsamples, *self.middle, *self.head):
+            two = isinstance(layer, ResidualBlock)
+            steps += (layer.enter, layer.leave) if two else (partial(apply, layer),)
+        return steps
 
 
 class Decoder3d(nn.Module):
@@ -154,10 +163,14 @@ class VideoVAE(nn.Module):
                     module.weight.data = module.weight.data.contiguous(memory_format=wanted)
         return self
 
-    def encode(self, x: Tensor, scale: tuple[Tensor, Tensor], chunk: int = 1) -> Tensor:
+    def encode(
+        self, x: Tensor, scale: tuple[Tensor, Tensor], chunk: int = 1, *, reuse: bool = True
+    ) -> Tensor:
         """Video [B,3,1+4n,8h,8w] in [−1,1] → normalised latents [B,z,1+n,h,w], `chunk` latents at a time.
 
-        `scale` is (mean, 1/std), each [z]: the latents are (mu − mean)/std.
+        `scale` is (mean, 1/std), each [z]: the latents are (mu − mean)/std. With `reuse` the still parts of a
+        video, such as the grey behind an image, are not computed again and again (`vae_steady`): the same
+        bits in less time, for one more piece at the widest layer in memory.
         """
         b, _, frames, height, width = x.shape
         check_video(frames, height, width)
@@ -165,9 +178,12 @@ class VideoVAE(nn.Module):
         z = x.new_empty(b, self.z_dim, total, height // SPATIAL_STRIDE, width // SPATIAL_STRIDE)
         mean, inverse_std = (s.view(1, -1, 1, 1, 1) for s in scale)
         cache = CausalCache(self.norm_silu)
-        for start, stop in pieces(total, chunk):
-            clip = x[:, :, first_frame(start) : first_frame(stop)].contiguous(memory_format=self.format)
-            mu = self.conv1(self.encoder(clip, cache), cache)[:, : self.z_dim]
+        network = SteadyEncoder([*self.encoder.steps(), self.conv1], cache)
+        spans = list(pieces(total, chunk))
+        clips = [x[:, :, first_frame(start) : first_frame(stop)] for start, stop in spans]
+        for (start, stop), clip, following in zip_longest(spans, clips, clips[1:]):
+            repeats = reuse and following is not None and same_bits(clip, following)
+            mu = network(clip.contiguous(memory_format=self.format), repeats=repeats)[:, : self.z_dim]
             z[:, :, start:stop] = (mu - mean) * inverse_std
         return z
 
@@ -251,10 +267,14 @@ class WanVAE:
         self.scale = (self.mean, 1.0 / self.std)
 
     @torch.no_grad()
-    def encode(self, videos: Sequence[Tensor], chunk: int = 1) -> list[Tensor]:
-        """Videos [3,1+4n,8h,8w] in [−1,1] → latents [16,1+n,h,w] fp32; `chunk` latents at a time."""
+    def encode(self, videos: Sequence[Tensor], chunk: int = 1, *, reuse: bool = True) -> list[Tensor]:
+        """Videos [3,1+4n,8h,8w] in [−1,1] → latents [16,1+n,h,w] fp32; `chunk` latents at a time.
+
+        `reuse`: see `VideoVAE.encode`.
+        """
         with self._arithmetic(self.dtype):
-            return [self.model.encode(video.unsqueeze(0), self.scale, chunk)[0].float() for video in videos]
+            latents = (self.model.encode(v.unsqueeze(0), self.scale, chunk, reuse=reuse) for v in videos)
+            return [z[0].float() for z in latents]
 
     @torch.no_grad()
     def decode(self, zs: Sequence[Tensor], chunk: int = 1, dtype: torch.dtype | None = None) -> list[Tensor]:

@@ -26,13 +26,23 @@ class CausalCache:
     def __init__(self, norm_silu: NormSiluFn | None = None) -> None:
         self.norm_silu = norm_silu or norm_silu_eager
         self._tails: dict[nn.Module, Tensor] = {}
+        self.settled = True
+        self._watched = False
 
     def push(self, layer: nn.Module, x: Tensor, keep: int) -> Tensor:
         """Put the remembered frames (at first zeros) in front of x [B,C,T,H,W]; remember its last `keep`."""
         past = self._tails.get(layer)  # both ways keep x's memory format
         x = F.pad(x, (0, 0, 0, 0, keep, 0)) if past is None else torch.cat([past, x], dim=2)
-        self._tails[layer] = x[:, :, -keep:].clone()  # a clone: a view would keep all of x alive
+        tail = self._tails[layer] = x[:, :, -keep:].clone()  # a clone: a view would keep all of x alive
+        if self._watched and self.settled:
+            self.settled = past is not None and same_bits(past, tail)
         return x
+
+    def watch(self, on: bool) -> None:
+        """From here on, `settled` says whether every layer's frames stayed what they were; costs a comparison
+        of them, and on a GPU a wait, for each layer.
+        """
+        self.settled, self._watched = True, on
 
     def started(self, layer: nn.Module) -> bool:
         """Whether this layer has seen frame 0."""
@@ -41,6 +51,15 @@ class CausalCache:
     def start(self, layer: nn.Module, tail: Tensor) -> None:
         """Remember `tail` as the layer's last input frames."""
         self._tails[layer] = tail.clone()
+        self.settled = False
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Whether both have the same shape, dtype and bits: 0 and −0 differ, a NaN equals itself."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    bits = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[a.itemsize]
+    return torch.equal(a.view(bits), b.view(bits))
 
 
 class CausalConv3d(nn.Conv3d):
@@ -109,8 +128,16 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor, cache: CausalCache) -> Tensor:
         """x [B,C,T,H,W] → [B,C',T,H,W]."""
+        return self.leave(self.enter(x, cache), cache)
+
+    def enter(self, x: Tensor, cache: CausalCache) -> tuple[Tensor, Tensor]:
+        """The first convolution's output and the shortcut's, each [B,C',T,H,W]."""
         shortcut = x if self.shortcut is None else self.shortcut(x, cache)
-        return run(self.residual, x, cache) + shortcut
+        return run(self.residual[:3], x, cache), shortcut
+
+    def leave(self, state: tuple[Tensor, Tensor], cache: CausalCache) -> Tensor:
+        """What `enter` gave → [B,C',T,H,W]."""
+        return run(self.residual[3:], state[0], cache) + state[1]
 
 
 class FrameAttention(nn.Module):
@@ -206,10 +233,15 @@ def middle(dim: int, dropout: float) -> nn.Sequential:
 
 
 def run(layers: nn.Sequential, x: Tensor, cache: CausalCache) -> Tensor:
-    """Apply the layers in order; those that look at past frames also get the cache."""
+    """Apply the layers in order."""
     for layer in layers:
-        x = layer(x, cache) if isinstance(layer, _TEMPORAL) else layer(x)
+        x = apply(layer, x, cache)
     return x
+
+
+def apply(layer: nn.Module, x: Tensor, cache: CausalCache) -> Tensor:
+    """One layer; those that look at past frames also get the cache."""
+    return layer(x, cache) if isinstance(layer, _TEMPORAL) else layer(x)
 
 
 def per_frame(layer: nn.Module, x: Tensor) -> Tensor:
