@@ -153,3 +153,33 @@ def test_the_built_in_inputs_are_what_the_script_makes(tmp_path: Path) -> None:
     made = decode_audio(tmp_path / "speech.flac")
     assert np.abs(made - decode_audio(AUDIO)).max() < 2e-4
     assert (tmp_path / "face.png").stat().st_size > 1000
+
+
+def test_a_small_file_of_much_silence_needs_little_memory(
+    tmp_path: Path, ffmpeg: Callable[..., None]
+) -> None:
+    """Eight channels at 384 kHz: tens of kilobytes of FLAC, 740 MB of samples."""
+    bomb = tmp_path / "bomb.flac"
+    ffmpeg("-f", "lavfi", "-i", "anullsrc=r=384000:cl=7.1:d=60", str(bomb))
+    assert bomb.stat().st_size < 100_000
+    code = (
+        "import resource, sys; from pathlib import Path; from multitalk_runtime.audio import decode_audio\n"
+        "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024\n"
+        "decode_audio(Path(sys.argv[1]), max_seconds=1e9); before = peak()\n"
+        "assert len(decode_audio(Path(sys.argv[2]))) == 60 * 16_000; print(peak() - before)"
+    )
+    command = [sys.executable, "-c", code, str(AUDIO), str(bomb)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert int(done.stdout) < 100, "megabytes"
+
+
+def test_pieces_are_resampled_as_the_whole_is(tmp_path: Path) -> None:
+    import soxr
+
+    path = tmp_path / "long.wav"
+    noise = (0.2 * np.random.default_rng(0).standard_normal(44_100 * 5)).astype(np.float32)
+    with wave.open(str(path), "wb") as file:
+        file.setparams((1, 2, 44_100, 0, "NONE", ""))
+        file.writeframes((noise.clip(-1, 1) * 32767).astype("<i2").tobytes())
+    read = (noise.clip(-1, 1) * 32767).astype("<i2").astype(np.float32) / 32768
+    assert np.array_equal(decode_audio(path), soxr.resample(read, 44_100, 16_000, quality="HQ"))
