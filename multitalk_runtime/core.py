@@ -18,12 +18,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from multitalk_runtime import outputs
-from multitalk_runtime.errors import CancelledFault, CudaFault, Fault, InternalFault, JobFault
+from multitalk_runtime.errors import (
+    CancelledFault,
+    CudaFault,
+    Fault,
+    ForbiddenFault,
+    InternalFault,
+    JobFault,
+)
 from multitalk_runtime.inputs import resolve
 from multitalk_runtime.job import Deprecation, Job, parse_job
 from multitalk_runtime.request import Request
 from multitalk_runtime.storage import Storage
 from multitalk_runtime.workspace import Workspace
+from wan.quality import LOSSY_ATTENTION, TIERS
 
 if TYPE_CHECKING:
     from multitalk_runtime.clock import Progress
@@ -78,6 +86,7 @@ def start_worker(settings: Settings, *, folder: Path | None = None) -> Worker:
     generator = Generator.load(
         models,
         device=settings.device,
+        quality=settings.quality,
         attention=settings.attention,
         loras=settings.loras,
         offload_model=settings.offload,
@@ -126,11 +135,7 @@ def _make(
     settings, begin = worker.settings, time.monotonic()
     stop = _Stop(asked=cancelled, deadline=begin + settings.job_s)
     tell = Throttle(progress) if progress else None
-    if job.turbo and not settings.loras:
-        msg = "turbo needs a distilled LoRA, and this worker has none"
-        raise JobFault(
-            "job.conflict", msg, field="turbo", hint="leave it out, or ask the operator for MT_LORA"
-        )
+    check_quality(job, settings)
     destination = outputs.plan(job, settings=settings, storage=worker.storage)
     with Workspace(worker.folder) as workspace:
         if tell:
@@ -143,6 +148,7 @@ def _make(
             tracks=inputs.tracks,
             output=workspace.path("video.mp4"),
             max_audio_s=settings.max_audio_s,
+            default_quality=settings.quality,
         )
         try:
             result = worker.generator.run(
@@ -160,6 +166,23 @@ def _make(
             video = outputs.deliver(result.video, destination, settings=settings, storage=worker.storage)
         log.info("job %s: %d frames in %.1f s", job_id, result.frames, time.monotonic() - begin)
         return {**video, "result": result.to_json(), "seconds": round(time.monotonic() - begin, 3)}
+
+
+def check_quality(job: Job, settings: Settings) -> None:
+    """Before anything is fetched: whether the worker was started for what the job asks."""
+    asked, loaded = TIERS[job.quality or settings.quality], TIERS[settings.quality].linears
+    if asked.lora and not settings.loras:
+        msg = "quality turbo needs a distilled LoRA, and this worker has none"
+        hint = "leave it out, or ask the operator for MT_LORA"
+        raise JobFault("job.quality", msg, field="quality", hint=hint)
+    if asked.linears != loaded and not asked.lora:
+        works = [name for name, tier in TIERS.items() if tier.linears == loaded and not tier.lora]
+        msg = f"quality {job.quality} needs {asked.linears} linears; this worker was started with {loaded}"
+        hint = f"use {' or '.join(works)}, or ask the operator for MT_QUALITY"
+        raise ForbiddenFault("forbidden.option", msg, field="quality", hint=hint)
+    if job.quality == "exact" and settings.attention in LOSSY_ATTENTION:
+        msg = f"this worker's attention is {settings.attention}, which is not exact"
+        raise ForbiddenFault("forbidden.option", msg, field="quality", hint="leave quality out")
 
 
 @dataclass(frozen=True, kw_only=True)

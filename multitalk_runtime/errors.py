@@ -94,6 +94,11 @@ class JobFault(Fault):
             "use 81 and 25, or others 4n+1",
         ),
         ("job.prompt_too_long", "the prompt has too many characters", "shorten it"),
+        (
+            "job.quality",
+            "the quality needs something that is not here",
+            "use a quality that the message says works",
+        ),
         ("job.size", "the size is not one that the model has", "use multitalk-480 or multitalk-720"),
     )
 

@@ -34,6 +34,7 @@ def to_fault(error: Exception) -> Fault | None:
 
     from wan.attention_backends import AttentionBackendError
     from wan.progress import Cancelled
+    from wan.quality import QualityError
     from wan.tensor_files import CheckpointError
 
     if isinstance(error, Fault):
@@ -49,6 +50,8 @@ def to_fault(error: Exception) -> Fault | None:
         return ModelFault(code, f"{error.path.name}: {error.problem.partition(chr(10))[0]}")
     if isinstance(error, AttentionBackendError):
         return JobFault("job.invalid", str(error), field="attention")
+    if isinstance(error, QualityError):
+        return JobFault("job.quality", str(error), field="quality")
     if isinstance(error, RuntimeError) and any(word in str(error) for word in _GPU_WORDS):
         return CudaFault("cuda.error", "the GPU reported an error")
     if isinstance(error, ValueError | FileNotFoundError):

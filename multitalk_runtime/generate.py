@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from multitalk_runtime.errors import CancelledFault, Fault, ModelFault, StorageFault
+from multitalk_runtime.faults import as_faults
 from multitalk_runtime.generate_cli import check_flags, parser
 from multitalk_runtime.model_dirs import ModelDirs
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from multitalk_runtime.estimate import Estimate
     from multitalk_runtime.generator import Generator, Result
     from multitalk_runtime.request import Request
+    from wan.quality import Machine, Setting
 
 __all__ = ["main"]
 
@@ -60,9 +62,14 @@ def _main(flags: argparse.Namespace) -> int:
     request, speech = resolve(flags)
     # Not ours to decode twice: from here on the tracks are samples, mixed and at their level.
     request = replace(request, tracks=speech.tracks, normalise=False, audio_type="para")
+    with as_faults():
+        setting = request.setting(**given_switches(flags))
+    lacks = machine(flags).lacks(setting.switches)
     cost = cost_of(request, speech, dirs, flags.device)
+    if setting.switches.linears == "fp8":
+        cost = replace(cost, seconds=None)  # measured rates are those of bf16
     if flags.dry_run:
-        print_cost(request, cost, as_json=flags.json)
+        print_cost(request, cost, setting, lacks, as_json=flags.json)
         return 0
     result = generate(flags, dirs, request, speech)
     if result is not None:
@@ -110,6 +117,7 @@ def resolve(flags: argparse.Namespace) -> tuple[Request, Speech]:
         text_guide_scale=flags.sample_text_guide_scale,
         audio_guide_scale=flags.sample_audio_guide_scale,
         seed=flags.base_seed,
+        quality=flags.quality,
         use_teacache=flags.use_teacache,
         teacache_thresh=flags.teacache_thresh,
         use_apg=flags.use_apg,
@@ -139,7 +147,6 @@ def cost_of(request: Request, speech: Speech, dirs: ModelDirs, device: str | Non
     import torch
 
     from multitalk_runtime.estimate import estimate
-    from multitalk_runtime.faults import as_faults
     from multitalk_runtime.generator import check_masks, plan_video, read_image
     from wan.audio import video_frames
     from wan.loading import network_sizes, read_config
@@ -194,7 +201,8 @@ def generate(flags: argparse.Namespace, dirs: ModelDirs, request: Request, speec
                 dirs,
                 device=flags.device or launch.device,
                 rank=launch.rank,
-                attention=flags.attention,
+                quality=flags.quality,
+                **{name: value for name, value in given_switches(flags).items() if name != "lora"},
                 kernels=flags.kernels,
                 loras=loras,
                 quant=flags.quant,
@@ -212,6 +220,25 @@ def generate(flags: argparse.Namespace, dirs: ModelDirs, request: Request, speec
                 keep_audio(generator, speech, flags.audio_save_dir / request.image.stem)
             result = generator.run(request, progress=bar.show if bar else None)
         return result if launch.rank == 0 else None
+
+
+def given_switches(flags: argparse.Namespace) -> dict[str, Any]:
+    """The switches of `wan.quality` that stand on the command line; None where one doesn't."""
+    given = {name: getattr(flags, name) for name in ("attention", "linears", "vae_decode", "absorb_audio")}
+    return given | {"lora": True if flags.lora_dir else None}
+
+
+def machine(flags: argparse.Namespace) -> Machine:
+    """What the qualities ask of the device that would be used."""
+    import torch
+
+    from wan.quality import Machine
+
+    name, loras = flags.device or ("cuda" if torch.cuda.is_available() else "cpu"), len(flags.lora_dir or ())
+    if name != "cpu" and not torch.cuda.is_available():  # planned for a GPU that is elsewhere
+        return Machine(device=name, fp8=None, loras=loras)
+    with as_faults():
+        return Machine.here(name, loras=loras)
 
 
 def keep_audio(generator: Generator, speech: Speech, folder: Path) -> None:
@@ -263,12 +290,17 @@ def _duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def print_cost(request: Request, cost: Estimate, *, as_json: bool) -> None:
-    """The resolved job."""
+def print_cost(
+    request: Request, cost: Estimate, setting: Setting, lacks: Sequence[str], *, as_json: bool
+) -> None:
+    """The resolved job. `lacks`: what this machine has not, but the job would need."""
+    from multitalk_runtime.provenance import versions
+
     if as_json:
         job = {"prompt": request.prompt, "image": str(request.image), "output": str(request.output),
                "persons": len(request.tracks), "mode": request.mode, "seed": request.seed,
-               "shift": request.shift, **cost.to_json()}  # fmt: skip
+               "shift": request.shift, **cost.to_json(), **setting.to_json(),
+               "lacks": list(lacks), "versions": versions()}  # fmt: skip
         sys.stdout.write(json.dumps(job, indent=1, ensure_ascii=False) + "\n")
         return
     time_left = f"no measured rate for {cost.device}"
@@ -286,8 +318,19 @@ def print_cost(request: Request, cost: Estimate, *, as_json: bool) -> None:
         "memory": f"about {cost.weights_bytes / gib:.1f} GiB of weights and "
         f"{cost.activation_bytes / gib:.1f} GiB beside them; --num_persistent_param_in_dit 0 needs less",
         "seed": f"{request.seed if request.seed >= 0 else 'random'}",
+        "quality": describe(setting),
     }
+    rows |= {"lacks": "; ".join(lacks)} if lacks else {}
     sys.stdout.write("".join(f"{name:<8} {text}\n" for name, text in rows.items()))
+
+
+def describe(setting: Setting) -> str:
+    """The quality with all its switches; those that were set otherwise have a star."""
+    switches = (
+        f"{name}{'*' if name in setting.overrides else ''} {value}"
+        for name, value in setting.to_json()["switches"].items()
+    )
+    return f"{setting.quality}: {', '.join(switches)}" + (" (* set by a flag)" if setting.overrides else "")
 
 
 def print_result(result: Result, *, as_json: bool) -> None:

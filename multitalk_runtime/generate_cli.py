@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 from multitalk_runtime.errors import JobFault
+from wan.quality import LINEARS, QUALITIES, TIERS, VAE_DECODE
 
 __all__ = ["check_flags", "parser"]
 
@@ -23,8 +24,9 @@ examples:
   generate_multitalk --ckpt_dir weights/Wan2.1-I2V-14B-480P --wav2vec_dir weights/chinese-wav2vec2-base \\
       --input_json job.json --save_file out --dry-run          what it would do, and how long
   generate_multitalk --models weights --input_json job.json --mode streaming --save_file long
-  generate_multitalk --models weights --input_json job.json --lora_dir FusionX.safetensors --lora_scale 1.0 \\
-      --sample_text_guide_scale 1.0 --sample_audio_guide_scale 2.0 --sample_steps 8 --sample_shift 2
+  generate_multitalk --models weights --input_json job.json --quality fast --save_file quick      fp8 linears
+  generate_multitalk --models weights --input_json job.json --quality turbo --lora_dir FusionX.safetensors \\
+      --lora_scale 1.0                                          8 steps, shift 2, guidance 1 and 2
   torchrun --nproc-per-node 4 -m multitalk_runtime.generate --models weights --ulysses_size 4 …
 
 exit codes: 0 done, 1 the run failed, 2 bad input, 130 interrupted
@@ -63,11 +65,19 @@ def parser() -> argparse.ArgumentParser:
     add("--audio_save_dir", type=Path, default=None,
         help="keep embeddings and the mixed sound in DIR/IMAGE_NAME (default: not kept)")  # fmt: skip
     add = top.add_argument_group("how").add_argument
+    add("--quality", default="exact", choices=QUALITIES,
+        help="exact (default), near, fast (fp8 linears), turbo (few steps, needs a distilled LoRA); "
+        "any other flag given beside it wins")  # fmt: skip
+    add("--linears", default=None, choices=LINEARS, help="matrix products (default bf16; fast fp8)")
+    add("--vae_decode", default=None, choices=VAE_DECODE, help="default fp32; else than exact bf16")
+    add("--absorb_audio", type=_boolean, default=None,
+        help="audio projections multiplied into keys and values, 20 GiB more (near does)")  # fmt: skip
     add("--base_seed", type=int, default=42, help="below 0: a random one (default 42)")
-    add("--sample_steps", type=int, default=None, help="default 40")
-    add("--sample_shift", type=float, default=None, help="default 7 for 480, 11 for 720")
-    add("--sample_text_guide_scale", type=float, default=5.0, help="1.0 runs two passes a step (default 5)")
-    add("--sample_audio_guide_scale", type=float, default=4.0, help="default 4")
+    add("--sample_steps", type=int, default=None, help="default 40; turbo 8")
+    add("--sample_shift", type=float, default=None, help="default 7 for 480, 11 for 720; turbo 2")
+    add("--sample_text_guide_scale", type=float, default=None,
+        help="1.0 runs two passes a step (default 5; turbo 1)")  # fmt: skip
+    add("--sample_audio_guide_scale", type=float, default=None, help="default 4; turbo 2")
     add("--use_teacache", action="store_true", help="skip steps that change little")
     add("--teacache_thresh", type=float, default=0.2, help="0.2 to 0.5 (default 0.2)")
     add("--use_apg", action="store_true", help="adaptive projected guidance")
@@ -87,7 +97,7 @@ def parser() -> argparse.ArgumentParser:
     add("--lora_scale", type=float, nargs="+", default=None, help="one for each LoRA (default 1.2 each)")
     add = top.add_argument_group("where").add_argument
     add("--device", default=None, help="cuda, cuda:1, cpu (default: the GPU if there is one)")
-    add("--attention", default="sdpa", help="backend of wan.attention_backends (default sdpa)")
+    add("--attention", default=None, help="backend of wan.attention_backends (default sdpa)")
     add("--kernels", default=None, choices=["eager", "fused"], help="default: fused on a GPU")
     add("--offload_model", type=_boolean, default=None,
         help="keep networks that wait in RAM, if they do not all fit (default: true on one GPU)")  # fmt: skip
@@ -136,8 +146,12 @@ def check_flags(flags: argparse.Namespace) -> None:
     if not flags.teacache_thresh > 0:
         refuse("--teacache_thresh", "it must be positive", "use 0.2")
     for name in ("sample_text_guide_scale", "sample_audio_guide_scale", "apg_momentum", "apg_norm_threshold"):
-        if not math.isfinite(getattr(flags, name)):
+        if getattr(flags, name) is not None and not math.isfinite(getattr(flags, name)):
             refuse(f"--{name}", "it is not a finite number", "leave it out")
+    if TIERS[flags.quality].lora and not flags.lora_dir:
+        refuse("--quality", "turbo needs a distilled LoRA", "name it with --lora_dir", "job.quality")
+    if flags.quant and (flags.linears or TIERS[flags.quality].linears) == "fp8" and flags.quant != "fp8":
+        refuse("--quality", f"no fp8 linears with {flags.quant} weights", "leave --quant out")
     if flags.max_frames < 1:
         refuse("--max_frames", f"{flags.max_frames} frames", "use 1000")
     _check_models(flags, refuse)

@@ -13,15 +13,16 @@ import secrets
 import tempfile
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from multitalk_runtime.audio import Speech, decode_audio, mix_tracks, write_wav
 from multitalk_runtime.clock import Clock, Progress
-from multitalk_runtime.errors import ImageFault, JobFault, PersonsFault
+from multitalk_runtime.errors import ForbiddenFault, ImageFault, JobFault, PersonsFault
 from multitalk_runtime.faults import as_faults
 from multitalk_runtime.memory import peak_bytes, reset_peak
+from multitalk_runtime.provenance import metadata, versions
 from multitalk_runtime.video import FPS, VideoWriter
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from multitalk_runtime.settings import Lora
     from wan.modules.wav2vec2 import Wav2Vec2Model
     from wan.multitalk import MultiTalkPipeline
+    from wan.quality import Setting
 
 __all__ = ["Generator", "Progress", "Result"]
 
@@ -48,6 +50,7 @@ class Result:
     """What a run made. `phases` are seconds by stage, `first_frame_s` those until the first frames came.
 
     `sha256` is that of the raw frames (uint8 [F, H, W, 3]): equal for equal videos, whatever the codec does.
+    `quality` as asked for, `switches` all that it stands for, `overrides` those which were set otherwise.
     """
 
     video: Path
@@ -64,6 +67,10 @@ class Result:
     device: str
     attention: str
     sha256: str
+    quality: str = "exact"
+    switches: Mapping[str, Any] = field(default_factory=dict)
+    overrides: tuple[str, ...] = ()
+    versions: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     fps: int = FPS
 
@@ -79,6 +86,7 @@ class Result:
             **values,
             "phases": rounded,
             "notes": list(self.notes),
+            "overrides": list(self.overrides),
             "seconds": round(self.seconds, 3),
             "first_frame_s": round(self.first_frame_s, 3),
             "duration_s": self.duration_s,
@@ -87,12 +95,16 @@ class Result:
 
 @dataclass(kw_only=True)
 class Generator:
-    """The pipeline and the speech model on one device. One run at a time; a second one waits."""
+    """The pipeline and the speech model on one device. One run at a time; a second one waits.
+
+    `given`: the switches of `wan.quality` that were set by name; they hold for every run.
+    """
 
     pipeline: MultiTalkPipeline
     speech_model: Wav2Vec2Model
     device: torch.device
-    attention: str = "sdpa"
+    given: Mapping[str, Any] = field(default_factory=dict)
+    loras: int = 0
     load_s: float = 0.0
     offload: bool = True
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -104,7 +116,11 @@ class Generator:
         *,
         device: str | torch.device | None = None,
         rank: int = 0,
-        attention: str = "sdpa",
+        quality: str = "exact",
+        attention: str | None = None,
+        linears: str | None = None,
+        vae_decode: str | None = None,
+        absorb_audio: bool | None = None,
         kernels: str | None = None,
         loras: Sequence[Lora] = (),
         quant: str | None = None,
@@ -118,12 +134,15 @@ class Generator:
         offload_model: bool = True,
         task: str = "multitalk-14B",
     ) -> Generator:
-        """Read all weights. `kernels` None means "fused" on a GPU and "eager" elsewhere.
+        """Read all weights. `kernels` None means "fused" on a GPU and "eager" elsewhere; `attention`,
+        `linears`, `vae_decode`, `absorb_audio` None mean what `quality` stands for.
 
-        Raises ModelFault (files, memory), CudaFault, or JobFault for options that exclude each other.
+        Raises ModelFault (files, memory), CudaFault, or JobFault for options that exclude each other or that
+        this machine can't do.
         """
         import torch
 
+        from wan import quality as tiers
         from wan.configs import WAN_CONFIGS
         from wan.loading import load_wav2vec2
         from wan.multitalk import MultiTalkPipeline
@@ -132,14 +151,19 @@ class Generator:
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         device = torch.device(device)
+        given = {"attention": attention, "linears": linears, "vae_decode": vae_decode,
+                 "absorb_audio": absorb_audio, "lora": True if loras else None}  # fmt: skip
         with as_faults():
+            setting = tiers.expand(quality, **given)
+            tiers.require(setting, tiers.Machine.here(device, loras=len(loras)))
             pipeline = MultiTalkPipeline(
                 WAN_CONFIGS[task],
                 models.wan,
                 audio_dir=models.audio,
                 device=device,
                 rank=rank,
-                attention=attention,
+                attention=setting.switches.attention,
+                linears=setting.switches.linears,
                 kernels=kernels or ("fused" if device.type == "cuda" else "eager"),
                 quant=quant,
                 quant_dir=quant_dir,
@@ -158,10 +182,35 @@ class Generator:
             pipeline=pipeline,
             speech_model=speech_model,
             device=device,
-            attention=attention,
+            given=given,
+            loras=len(loras),
             offload=offload_model,
             load_s=time.monotonic() - begin,
         )
+
+    def setting(self, request: Request) -> Setting:
+        """The switches that `request` runs with here. Raises JobFault for what this machine or these models
+        can't do, ForbiddenFault for linears that were loaded in another precision.
+        """
+        from wan.quality import TIERS, Machine, expand, require
+
+        loaded = self.pipeline.linears
+        given = dict(self.given)
+        if given.get("linears") is None and TIERS[request.quality].lora:
+            given["linears"] = loaded  # few steps go with either
+        with as_faults():
+            setting = request.setting(**given)
+            wanted = setting.switches.linears
+            if wanted != loaded:
+                works = [name for name in TIERS if expand(name, **self.given).switches.linears == loaded]
+                msg = (
+                    f"quality {request.quality!r} needs {wanted} linears; the model was loaded with {loaded}"
+                )
+                raise ForbiddenFault(
+                    "forbidden.option", msg, field="quality", hint=f"what works here: {', '.join(works)}"
+                )
+            require(setting, Machine.here(self.device, loras=self.loras))
+        return setting
 
     def embed(self, samples: np.ndarray) -> Tensor:
         """A track [n] at 16 kHz → what the model hears: [frames, 12, 768] fp32, 25 frames a second."""
@@ -196,6 +245,7 @@ class Generator:
     ) -> Result:
         reset_peak(self.device)
         clock = Clock(callback=progress, peak=lambda: peak_bytes(self.device))
+        setting = self.setting(request)
         clock.stage("image")
         image = read_image(request.image)
         check_masks(request, image, self.pipeline.buckets)
@@ -208,7 +258,7 @@ class Generator:
         with tempfile.TemporaryDirectory(prefix="mt-run-") as folder:
             sound = Path(folder) / "sound.wav"
             write_wav(sound, padded(speech.mixed, plan.frames))
-            writer = VideoWriter(request.output, audio=sound, metadata=metadata(request, seed))
+            writer = VideoWriter(request.output, audio=sound, metadata=metadata(request, seed, setting))
 
             def on_frames(frames: Tensor) -> None:
                 if not first_frame:
@@ -240,6 +290,7 @@ class Generator:
                     cancelled=cancelled,
                     on_frames=on_frames,
                     keep_frames=False,
+                    switches=setting.switches,
                 )
                 clock.stage("video")
             phases = clock.end()
@@ -257,8 +308,12 @@ class Generator:
             phases=phases,
             peak_bytes=peak_bytes(self.device),
             device=str(self.device),
-            attention=self.attention,
+            attention=setting.switches.attention,
             sha256=writer.sha256,
+            quality=setting.quality,
+            switches=asdict(setting.switches),
+            overrides=setting.overrides,
+            versions=versions(),
             notes=notes,
         )
 
@@ -341,28 +396,3 @@ def padded(samples: np.ndarray, frames: int) -> np.ndarray:
 
     wanted = frames * 16_000 // FPS
     return np.pad(samples[:wanted], (0, max(0, wanted - len(samples))))
-
-
-def metadata(request: Request, seed: int) -> dict[str, Any]:
-    """What is written into the video, so that it can be made again."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    import torch
-
-    try:
-        runtime = version("multitalk-runtime")
-    except PackageNotFoundError:  # run from a checkout
-        runtime = "unknown"
-    return {
-        "generator": "multitalk-runtime",
-        "version": runtime,
-        "torch": torch.__version__,
-        "seed": seed,
-        "size": request.size,
-        "mode": request.mode,
-        "frame_num": request.frame_num,
-        "steps": request.steps,
-        "shift": request.shift,
-        "text_guide_scale": request.text_guide_scale,
-        "audio_guide_scale": request.audio_guide_scale,
-    }

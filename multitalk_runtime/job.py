@@ -18,6 +18,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    TypeAdapter,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -117,7 +118,8 @@ class Job(_Model):
     """A talking-person video from an image, one or two audio tracks and a prompt.
 
     Without `image` and `audio` the built-in ones are used. Guidance scales, shift and steps have the model's
-    own defaults (`null`); `text_guide_scale` 1.0 halves the work and is what distilled LoRAs want.
+    own defaults (`null`: what `quality` stands for, 5 and 4 if exact); `text_guide_scale` 1.0 saves a third
+    of the work and is what distilled LoRAs want.
     """
 
     prompt: str = Field(default="A person is talking to the camera.", min_length=1)
@@ -131,8 +133,8 @@ class Job(_Model):
     motion_frame: int = Field(default=25, ge=1, le=77)
     sample_steps: int | None = Field(default=None, ge=1, le=100)
     sample_shift: float | None = Field(default=None, gt=0, le=100)
-    text_guide_scale: float = Field(default=5.0, ge=0, le=30)
-    audio_guide_scale: float = Field(default=4.0, ge=0, le=30)
+    text_guide_scale: float | None = Field(default=None, ge=0, le=30)
+    audio_guide_scale: float | None = Field(default=None, ge=0, le=30)
     seed: int = Field(default=42, ge=-1, le=2**31 - 1, description="-1 draws one")
     use_teacache: bool = False
     teacache_thresh: float = Field(default=0.2, gt=0, le=1)
@@ -140,7 +142,11 @@ class Job(_Model):
     apg_momentum: float = Field(default=-0.75, ge=-1, le=1)
     apg_norm_threshold: float = Field(default=55.0, gt=0)
     color_correction_strength: float = Field(default=1.0, ge=0, le=1)
-    turbo: bool = Field(default=False, description="few steps without text guidance; needs a distilled LoRA")
+    quality: Literal["exact", "near", "fast", "turbo"] | None = Field(
+        default=None,
+        description="what a job may give up for speed, see docs/runtime.md; null: what the worker was started"
+        " for (exact, unless its operator chose another). Other keys given beside it win.",
+    )
     output: Output = Output()
 
     @field_validator("prompt")
@@ -251,13 +257,23 @@ def _from_v7x(raw: dict[str, Any]) -> tuple[dict[str, Any], tuple[Deprecation, .
     if "audio_2" in job:
         value = job.pop("audio_2")
         move("audio_2", "audio.person2", _old_source(value))
-    if "turbo" in job:  # still a key of its own, since the values that it stands for may change with the LoRA
-        notes.append(Deprecation(key="turbo", use="sample_steps, sample_shift, text_guide_scale"))
+    if "turbo" in job:
+        if _is_true("turbo", job.pop("turbo")):
+            move("turbo", "quality", "turbo")
+        else:
+            notes.append(Deprecation(key="turbo", use="quality"))
     for old, new in (("output_format", "output.format"), ("sampling_steps", "sample_steps")):
         if old in job:
             value = job.pop(old)
             move(old, new, value)
     return job, tuple(notes)
+
+
+def _is_true(key: str, value: object) -> bool:
+    try:
+        return TypeAdapter(bool).validate_python(value)
+    except ValidationError:
+        raise JobFault("job.invalid", "this is neither true nor false", field=key) from None
 
 
 def _old_source(value: object) -> object:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from multitalk_runtime.errors import JobFault, PersonsFault
+from wan.quality import TIERS, QualityError, Setting, expand, tier
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -16,13 +17,10 @@ if TYPE_CHECKING:
 
     from multitalk_runtime.job import Job
 
-__all__ = ["TURBO", "Request"]
+__all__ = ["Request"]
 
-STEPS = 40
 SHIFT = {"multitalk-480": 7.0, "multitalk-720": 11.0}
 MAX_FRAMES = 1000
-TURBO = {"sample_steps": 8, "sample_shift": 2.0, "text_guide_scale": 1.0, "audio_guide_scale": 2.0}
-"""What the FusionX LoRA's authors recommend, for every value that a turbo job leaves open."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +29,8 @@ class Request:
 
     tracks: one or two audio files (or decoded samples, 16 kHz float32); None is a silent speaker. `speech`
     replaces them as the model's input by embeddings [frames, 12, 768], one a speaker; the tracks are still
-    the video's sound. `max_frames` bounds a streaming video. `seed` −1 draws one.
+    the video's sound. `max_frames` bounds a streaming video. `seed` −1 draws one. `quality`: see
+    `wan.quality`; steps, shift and guidance scales that are left open (None) are what it stands for.
     """
 
     prompt: str
@@ -46,9 +45,10 @@ class Request:
     motion_frame: int = 25
     sample_steps: int | None = None
     sample_shift: float | None = None
-    text_guide_scale: float = 5.0
-    audio_guide_scale: float = 4.0
+    text_guide_scale: float | None = None  # a number once the request is made
+    audio_guide_scale: float | None = None
     seed: int = 42
+    quality: str = "exact"
     use_teacache: bool = False
     teacache_thresh: float = 0.2
     use_apg: bool = False
@@ -61,6 +61,13 @@ class Request:
     speech: tuple[Tensor, ...] | None = None
 
     def __post_init__(self) -> None:
+        try:
+            base = tier(self.quality)
+        except QualityError as error:
+            raise JobFault("job.invalid", str(error), field="quality") from error
+        for name in ("text_guide_scale", "audio_guide_scale"):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, getattr(base, name))
         if self.size not in SHIFT:
             msg = f"size {self.size!r} is not one that the model has"
             raise JobFault("job.size", msg, field="size")
@@ -87,28 +94,41 @@ class Request:
         tracks: tuple[Path | None, ...],
         output: Path,
         max_audio_s: float = 600.0,
+        default_quality: str = "exact",
     ) -> Request:
-        """A job whose files have been brought here. `turbo` fills in what the job leaves open."""
+        """A job whose files have been brought here; `default_quality` is that of a job which names none."""
         same = (
             "prompt", "audio_type", "bbox", "size", "mode", "frame_num", "motion_frame", "sample_steps",
             "sample_shift", "text_guide_scale", "audio_guide_scale", "seed", "use_teacache",
             "teacache_thresh", "use_apg", "apg_momentum", "apg_norm_threshold", "color_correction_strength",
         )  # fmt: skip
         values: dict[str, Any] = {name: getattr(job, name) for name in same}
-        if job.turbo:
-            open_values = {
-                k: v for k, v in TURBO.items() if k not in job.model_fields_set or values[k] is None
-            }
-            values |= open_values
+        values["quality"] = job.quality or default_quality
         return cls(image=image, tracks=tracks, output=output, max_audio_s=max_audio_s, **values)
+
+    def setting(self, **given: Any) -> Setting:
+        """All switches: what this request says, what else was `given` explicitly (None: nothing), and the
+        quality for the rest. Raises wan.quality.QualityError for switches that exclude each other.
+        """
+        found = expand(
+            self.quality,
+            step_cache=self.teacache_thresh if self.use_teacache else None,
+            steps=self.sample_steps,
+            shift=self.sample_shift,
+            text_guide_scale=self.text_guide_scale,
+            audio_guide_scale=self.audio_guide_scale,
+            **given,
+        )
+        return replace(found, switches=replace(found.switches, shift=self.shift))
 
     @property
     def steps(self) -> int:
-        return STEPS if self.sample_steps is None else self.sample_steps
+        return TIERS[self.quality].steps if self.sample_steps is None else self.sample_steps
 
     @property
     def shift(self) -> float:
-        return SHIFT[self.size] if self.sample_shift is None else self.sample_shift
+        given = TIERS[self.quality].shift if self.sample_shift is None else self.sample_shift
+        return SHIFT[self.size] if given is None else given
 
     @property
     def frames_at_most(self) -> int:

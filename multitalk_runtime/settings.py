@@ -7,9 +7,10 @@ caller's, so nothing is allowed by default but public web addresses.
 |---|---|---|
 | `MODEL_PATH` | `/models` | folder of the three models (or set the three below) |
 | `MT_WAN_DIR`, `MT_MULTITALK_DIR`, `MT_WAV2VEC_DIR` | under `MODEL_PATH` | the models one by one |
-| `MT_LORA` | | LoRA files with scales, `file[:scale],…`, merged at start; `turbo` jobs need one |
+| `MT_LORA` | | LoRA files with scales, `file[:scale],…`, merged at start; quality `turbo` needs one |
+| `MT_QUALITY` | `exact` | of jobs that name none, and whether linears are loaded for fp8 (`fast`) |
 | `MT_DEVICE` | the GPU, or the CPU | where the models run, as torch names it |
-| `MT_ATTENTION` | `sdpa` | attention backend |
+| `MT_ATTENTION` | the quality's | attention backend |
 | `MT_OFFLOAD` | `true` | models wait in RAM where the GPU has no room for all |
 | `MT_S3_BUCKETS` | `AWS_S3_BUCKET_NAME` | `bucket` or `bucket/prefix` that jobs may use, comma-separated |
 | `AWS_S3_BUCKET_NAME` | | bucket of keys without one, and of results |
@@ -42,6 +43,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from wan.quality import QUALITIES
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -72,7 +75,8 @@ class Settings:
     wav2vec_dir: Path | None = None
     loras: tuple[Lora, ...] = ()
     device: str | None = None
-    attention: str = "sdpa"
+    quality: str = "exact"
+    attention: str | None = None
     offload: bool = True
     s3_allowed: tuple[str, ...] = ()  # "bucket" or "bucket/prefix"
     s3_bucket: str | None = None
@@ -113,7 +117,8 @@ class Settings:
             wav2vec_dir=_path(given, "MT_WAV2VEC_DIR"),
             loras=tuple(_lora(item) for item in _items(given, "MT_LORA")),
             device=given.get("MT_DEVICE"),
-            attention=given.get("MT_ATTENTION", default.attention),
+            quality=_quality(given),
+            attention=given.get("MT_ATTENTION"),
             offload=_switch(given, "MT_OFFLOAD", default.offload),
             s3_allowed=tuple(_items(given, "MT_S3_BUCKETS")) or ((bucket,) if bucket else ()),
             s3_bucket=bucket,
@@ -168,6 +173,14 @@ def _switch(given: Mapping[str, str], key: str, default: bool) -> bool:
         msg = f"{key}={given[key]!r} is neither true nor false"
         raise SettingsError(msg)
     return words[given[key].lower()]
+
+
+def _quality(given: Mapping[str, str]) -> str:
+    name = given.get("MT_QUALITY", "exact")
+    if name not in QUALITIES:
+        msg = f"MT_QUALITY={name!r} is not one of {', '.join(QUALITIES)}"
+        raise SettingsError(msg)
+    return name
 
 
 def _endpoint(given: Mapping[str, str]) -> str | None:

@@ -28,8 +28,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from .quality import LOSSY_ATTENTION
+
 NAMES = ("sdpa", "cudnn", "flash", "efficient", "math", "xformers", "flash_attn", "sage")
-LOSSY = frozenset({"sage"})
+LOSSY = LOSSY_ATTENTION
 CUDNN_FLOOR = 91501
 
 _SDPA = {

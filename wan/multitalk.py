@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from .attention_backends import AttentionBackend
 from .clips import Clip
 from .configs import WanConfig
 from .guidance import ApgOptions, Guidance
@@ -43,6 +44,7 @@ from .pipeline_steps import (
 )
 from .preprocess import BUCKETS, Buckets, resize_and_centercrop
 from .progress import Cancelled, ProgressCallback, Reporter, TqdmBar, agreed
+from .quality import Switches
 
 __all__ = [
     "OFFICIAL",
@@ -78,8 +80,8 @@ class MultiTalkPipeline:
     `multitalk.safetensors`; it is only read. `device_id` is this process's GPU (the CPU is used where there
     is none); `device` overrides it (for example "cpu"). `use_usp` spreads each pass over all processes,
     `cfg_parallel` the guidance passes first. `kernels` is "eager" or "fused". `attention` names a backend of
-    `wan.attention_backends`. `init_on_cpu` is accepted and means nothing: weights go straight where they are
-    used.
+    `wan.attention_backends`, `linears` is "bf16" or "fp8" (lossy). `init_on_cpu` is accepted and means
+    nothing: weights go straight where they are used.
     """
 
     def __init__(
@@ -104,6 +106,7 @@ class MultiTalkPipeline:
         device: str | torch.device | None = None,
         attention: str = "sdpa",
         kernels: str = "eager",
+        linears: str = "bf16",
         cfg_parallel: bool = False,
     ) -> None:
         if device is None:
@@ -123,7 +126,9 @@ class MultiTalkPipeline:
             dit_fsdp=dit_fsdp,
             attention=attention,
             kernels=kernels,
+            linears=linears,
         )
+        self.linears = linears
         buckets = BUCKETS | network_sizes(checkpoint_dir, "buckets")
         self._setup(config, parts, device, rank, num_timesteps, use_timestep_transform, buckets)
         if use_usp or cfg_parallel:
@@ -143,6 +148,8 @@ class MultiTalkPipeline:
         pipeline = cls.__new__(cls)
         pipeline._setup(config, parts, torch.device(device), rank, config.num_train_timesteps, True, buckets)
         return pipeline
+
+    linears = "bf16"
 
     def _setup(
         self,
@@ -217,6 +224,7 @@ class MultiTalkPipeline:
         cancelled: Callable[[], bool] | None = None,
         on_frames: Callable[[Tensor], None] | None = None,
         keep_frames: bool = True,
+        switches: Switches | None = None,
     ) -> Tensor | None:
         """→ video [3, F, H, W] fp32 in [−1, 1] on the CPU, F as many frames (25 a second) as there is speech;
         None on other ranks than 0, and without `keep_frames` (then `on_frames` alone gets them).
@@ -228,10 +236,14 @@ class MultiTalkPipeline:
         fit on the GPU. An empty `n_prompt` takes the configuration's. `extra_args` may have
         use_teacache, teacache_thresh, use_apg, apg_momentum, apg_norm_threshold. `on_progress(step, total,
         stage)` replaces the bar; `cancelled()` is asked between steps; `on_frames` gets every clip's new
-        frames [3, f, H, W] at once, for an encoder to write.
+        frames [3, f, H, W] at once, for an encoder to write. `switches` sets what `wan.quality` decides and
+        can change between calls: attention, absorbed audio projections, the VAE's decoding.
 
         Raises ValueError or FileNotFoundError for wrong input, `progress.Cancelled` when asked to stop.
         """
+        decode_dtype = torch.float32
+        if switches is not None:
+            decode_dtype = self._switch(switches)
         options = Options(
             size=size_buckget,
             frame_num=frame_num,
@@ -244,6 +256,7 @@ class MultiTalkPipeline:
             color_strength=color_correction_strength,
             face_scale=face_scale,
             keep_kv=self.offloader is None,
+            vae_decode=decode_dtype,
             num_timesteps=self.num_timesteps,
             timestep_transform=self.use_timestep_transform,
             vae_stride=self.config.vae_stride,
@@ -275,6 +288,16 @@ class MultiTalkPipeline:
             if bar is not None:
                 bar.close()
         return torch.cat(kept, dim=1) if kept and self.rank == 0 else None
+
+    def _switch(self, switches: Switches) -> torch.dtype:
+        """Set the model to the switches → the dtype to decode in. Raises ValueError for other linears."""
+        if switches.linears != self.linears:
+            msg = f"linears {switches.linears!r} can't be had: the model was loaded with {self.linears!r}"
+            raise ValueError(msg)
+        self.model.use(
+            attention=AttentionBackend(name=switches.attention), absorb_audio=switches.absorb_audio
+        )
+        return {"fp32": torch.float32, "bf16": torch.bfloat16}[switches.vae_decode]
 
     def _clips(self, run: Run) -> Iterator[Tensor]:
         """The new frames [3, f, H, W] of each clip, on the CPU, cut to the length of the video."""

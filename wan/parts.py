@@ -50,10 +50,12 @@ def load_parts(
     dit_fsdp: bool = False,
     attention: str = "sdpa",
     kernels: str = "eager",
+    linears: str = "bf16",
 ) -> Parts:
     """Read everything from `checkpoint_dir` (audio weights also from `audio_dir`), in `config`'s dtypes.
 
     kernels: "eager" is plain PyTorch; "fused" runs `wan.kernels` and joins the linears of self-attention.
+    linears: "fp8" multiplies in fp8 those of the blocks that see every token (lossy; `wan.quant.speed_up`).
 
     Raises ValueError for options that exclude each other and `wan.loading.CheckpointError` for files.
     """
@@ -63,6 +65,9 @@ def load_parts(
 
     # Before minutes of reading, not after.
     backend, ops = AttentionBackend(name=attention), _ops(kernels)
+    if linears == "fp8" and (dit_fsdp or quant not in (None, "fp8")):
+        msg = "linears='fp8' excludes dit_fsdp and int8 weights"
+        raise ValueError(msg)
     if quant and (dit_fsdp or t5_fsdp):
         msg = f"quant={quant!r} and FSDP exclude each other: quantised weights are not sharded"
         raise ValueError(msg)
@@ -96,6 +101,10 @@ def load_parts(
         model = WanModel.from_pretrained(folder, extra=extra, dtype=config.param_dtype, device=target)
         _merge(model, lora_files, lora_scales, config.param_dtype)
     model = model.eval().requires_grad_(False).use(attention=backend, ops=ops)
+    if linears == "fp8":
+        from .quant import speed_up
+
+        speed_up(model, fused=kernels == "fused")
     if dit_fsdp:
         model = _shard(model, device=device)
     elif kernels == "fused":
@@ -152,12 +161,14 @@ def _quantised(
 def _merge(
     model: nn.Module, files: Sequence[str | Path], scales: Sequence[float] | None, dtype: torch.dtype
 ) -> None:
-    from .wan_lora import WanLoraWrapper
-
     scales = [1.2] * len(files) if scales is None else list(scales)
     if len(scales) != len(files):
         msg = f"{len(files)} LoRA files and {len(scales)} scales; give one scale for each file"
         raise ValueError(msg)
+    if not files:
+        return
+    from .wan_lora import WanLoraWrapper
+
     wrapper = WanLoraWrapper(model)
     for file, scale in zip(files, scales, strict=True):
         wrapper.apply_lora(

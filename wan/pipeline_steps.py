@@ -21,13 +21,13 @@ from .clips import Clip, ClipPlan, plan_clips
 from .color import match_and_blend_colors
 from .guidance import ApgOptions, Guidance
 from .modules.multitalk_model import StepShare
-from .modules.teacache import TeaCache
 from .preprocess import BUCKETS, Buckets, choose_bucket, resize_and_centercrop, speaker_masks, to_latent_masks
 from .progress import Reporter
 
 if TYPE_CHECKING:
     from .modules.layers import TextCondition
     from .modules.multitalk_model import AudioCondition, WanModel
+    from .modules.teacache import TeaCache
 
 Branches = Callable[[Sequence[Callable[[], Tensor]]], list[Tensor]]
 """Runs the guidance passes of one step: one after the other, or spread over processes."""
@@ -71,6 +71,7 @@ class Options:
     apg: ApgOptions | None = None
     teacache: float | None = None
     keep_kv: bool = True
+    vae_decode: torch.dtype = torch.float32
     num_timesteps: int = 1000
     timestep_transform: bool = True
     vae_stride: tuple[int, int, int] = (4, 8, 8)
@@ -349,6 +350,8 @@ def draw(
 def _teacache(times: Any, guidance: Guidance, options: Options) -> TeaCache | None:
     if options.teacache is None:
         return None
+    from .modules.teacache import TeaCache  # lossy: not imported for exact results
+
     return TeaCache.create(
         times.e,
         times.e0,
@@ -375,7 +378,8 @@ def decode(latents: Tensor, reference: Tensor, options: Options, *, vae: Any) ->
     """Latents [16, T, h, w] → frames [1, 3, F, H, W] fp32 in [−1, 1], in the colours of `reference` [1, 3, 1,
     H, W].
     """
-    frames = torch.stack(vae.decode([latents]))
+    half = {} if options.vae_decode == torch.float32 else {"dtype": options.vae_decode}
+    frames = torch.stack(vae.decode([latents], **half))
     if options.color_strength > 0:
         frames = match_and_blend_colors(frames, reference, options.color_strength)
     return frames

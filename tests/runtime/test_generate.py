@@ -67,14 +67,15 @@ def no_loading(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # The original's flags and defaults, specification §2.1. Two differ on purpose: nothing is kept in
-# audio_save_dir unless asked for, and every LoRA has the scale 1.2 that only the first one had.
+# audio_save_dir unless asked for, and every LoRA has the scale 1.2 that only the first one had. Guidance
+# scales left open are the original's 5 and 4 unless --quality says otherwise (test_provenance.py).
 OFFICIAL = {
     "task": "multitalk-14B", "size": "multitalk-480", "frame_num": 81, "ckpt_dir": None, "quant_dir": None,
     "wav2vec_dir": None, "lora_dir": None, "lora_scale": None, "offload_model": None, "ulysses_size": 1,
     "ring_size": 1, "t5_fsdp": False, "t5_cpu": False, "dit_fsdp": False, "save_file": None,
     "audio_save_dir": None, "base_seed": 42, "input_json": Path("examples.json"), "motion_frame": 25,
-    "mode": "clip", "sample_steps": None, "sample_shift": None, "sample_text_guide_scale": 5.0,
-    "sample_audio_guide_scale": 4.0, "num_persistent_param_in_dit": None, "audio_mode": "localfile",
+    "mode": "clip", "sample_steps": None, "sample_shift": None, "sample_text_guide_scale": None,
+    "sample_audio_guide_scale": None, "num_persistent_param_in_dit": None, "audio_mode": "localfile",
     "use_teacache": False, "teacache_thresh": 0.2, "use_apg": False, "apg_momentum": -0.75,
     "apg_norm_threshold": 55, "color_correction_strength": 1.0, "quant": None,
 }  # fmt: skip

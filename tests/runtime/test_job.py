@@ -71,7 +71,9 @@ V7X: list[tuple[dict[str, Any], str, Any, tuple[str, str] | None]] = [
     ({"output_format": "s3"}, "output.format", "s3", ("output_format", "output.format")),
     ({"output_format": "base64"}, "output.format", "base64", ("output_format", "output.format")),
     ({"sampling_steps": 12}, "sample_steps", 12, ("sampling_steps", "sample_steps")),
-    ({"turbo": True}, "turbo", True, ("turbo", "sample_steps, sample_shift, text_guide_scale")),
+    ({"turbo": True}, "quality", "turbo", ("turbo", "quality")),
+    ({"turbo": "true"}, "quality", "turbo", ("turbo", "quality")),
+    ({"turbo": False}, "quality", None, ("turbo", "quality")),
 ]
 
 

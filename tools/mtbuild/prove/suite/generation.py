@@ -106,10 +106,12 @@ class Studio:
         from multitalk_runtime.request import Request
 
         model, old = self.generator.pipeline.model, self.generator.pipeline.model.runtime
+        given = getattr(self.generator, "given", {})
         if attention is not None:
             from wan.attention_backends import AttentionBackend
 
             model.use(attention=AttentionBackend(name=attention))
+            self.generator.given = {**given, "attention": attention}
         if ops is not None:
             model.use(ops=ops)
         values = {
@@ -124,7 +126,7 @@ class Studio:
         try:
             self.result = self.generator.run(Request(**values))
         finally:
-            model.runtime = old
+            model.runtime, self.generator.given = old, given
         return self.frames
 
     def _watch(self, module) -> None:

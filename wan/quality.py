@@ -1,0 +1,189 @@
+"""How exact and how fast: one word that expands to explicit switches, each of which can be set by itself.
+
+| quality | what it changes |
+|---|---|
+| `exact` (default) | nothing: bf16 model as published, fp32 VAE, all steps; no lossy code is imported |
+| `near` | VAE decodes in bf16; audio projections multiplied into keys and values (20 GiB more memory) |
+| `fast` | `near`'s decoding; the block's linears multiply in fp8, row by row |
+| `turbo` | `near`'s decoding; 8 steps without text guidance, which needs a distilled LoRA |
+
+An explicit switch given beside the word wins, and `Setting.overrides` says so. Nothing falls back: what the
+machine can't do is a `QualityError` that names what is missing and which qualities work. This module is plain
+Python; it imports torch only to look at the machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+__all__ = ["QUALITIES", "TIERS", "Machine", "QualityError", "Setting", "Switches", "expand", "require"]
+
+LINEARS = ("bf16", "fp8")
+VAE_DECODE = ("fp32", "bf16")
+LOSSY_ATTENTION = frozenset({"sage"})
+ABSORB_BYTES = 64 << 30  # of a GPU: 38 GB of weights, 22 GB of absorbed projections, activations
+
+
+class QualityError(ValueError):
+    """A quality or a switch that is unknown, or that can't be had here; the message says what works."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Switches:
+    """All that a quality decides. `exact` is the defaults.
+
+    attention: a name of `wan.attention_backends`. linears: "bf16", or "fp8" for those of the blocks that see
+    every token. vae_decode: "fp32" or "bf16"; encoding is always fp32. absorb_audio: see
+    `modules.runtime.Runtime`. step_cache: a TeaCache threshold, or None to run every step. lora: whether a
+    distilled LoRA is merged. steps, shift (None: the size's own) and guidance scales: of the sampling.
+    """
+
+    attention: str = "sdpa"
+    linears: str = "bf16"
+    vae_decode: str = "fp32"
+    absorb_audio: bool = False
+    step_cache: float | None = None
+    lora: bool = False
+    steps: int = 40
+    shift: float | None = None
+    text_guide_scale: float = 5.0
+    audio_guide_scale: float = 4.0
+
+    def __post_init__(self) -> None:
+        for name, known in (("linears", LINEARS), ("vae_decode", VAE_DECODE)):
+            if getattr(self, name) not in known:
+                msg = f"{name} {getattr(self, name)!r} is not one of {', '.join(known)}"
+                raise QualityError(msg)
+        if self.linears == "fp8" and self.absorb_audio:
+            msg = "absorb_audio does away with linears that fp8 would speed up; choose one of the two"
+            raise QualityError(msg)
+
+    @property
+    def lossy(self) -> tuple[str, ...]:
+        """The switches that make results differ from the published model's by more than bf16 rounding."""
+        found = {
+            "attention": self.attention in LOSSY_ATTENTION,
+            "linears": self.linears != "bf16",
+            "vae_decode": self.vae_decode != "fp32",
+            "step_cache": self.step_cache is not None,
+            "lora": self.lora,
+        }
+        return tuple(name for name, is_lossy in found.items() if is_lossy)
+
+
+TIERS: Mapping[str, Switches] = {
+    "exact": Switches(),
+    "near": Switches(vae_decode="bf16", absorb_audio=True),
+    "fast": Switches(vae_decode="bf16", linears="fp8"),
+    # What the FusionX LoRA's authors recommend.
+    "turbo": Switches(
+        vae_decode="bf16", lora=True, steps=8, shift=2.0, text_guide_scale=1.0, audio_guide_scale=2.0
+    ),
+}
+QUALITIES = tuple(TIERS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """A quality expanded. `overrides`: explicit switches that differ from what the word stands for."""
+
+    quality: str = "exact"
+    switches: Switches = field(default_factory=Switches)
+    overrides: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """For results, metadata and logs."""
+        return {
+            "quality": self.quality,
+            "switches": asdict(self.switches),
+            "overrides": list(self.overrides),
+            "lossy": list(self.switches.lossy),
+        }
+
+
+def tier(quality: str) -> Switches:
+    """The switches that a quality stands for. Raises QualityError."""
+    if quality not in TIERS:
+        msg = f"quality {quality!r} is not one of {', '.join(QUALITIES)}"
+        raise QualityError(msg)
+    return TIERS[quality]
+
+
+def expand(quality: str = "exact", **explicit: Any) -> Setting:
+    """The switches of `quality`, with those of `explicit` that are not None in their place.
+
+    Raises QualityError for an unknown quality, switch or value, or switches that exclude each other.
+    """
+    base = tier(quality)
+    unknown = sorted(set(explicit) - {f.name for f in fields(Switches)})
+    if unknown:
+        msg = f"there is no switch {', '.join(unknown)}"
+        raise QualityError(msg)
+    given = {name: value for name, value in explicit.items() if value is not None}
+    overrides = tuple(name for name, value in given.items() if value != getattr(base, name))
+    return Setting(quality=quality, switches=replace(base, **given), overrides=overrides)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What the qualities ask of a machine. `fp8` says why fp8 products can't run, or is None.
+
+    device: "cpu" or a GPU's name; memory: bytes of a GPU, None for a CPU; loras: how many are merged.
+    """
+
+    device: str = "cpu"
+    fp8: str | None = "a CPU has no fp8 matrix units"
+    memory: int | None = None
+    loras: int = 0
+
+    @classmethod
+    def here(cls, device: Any, *, loras: int = 0) -> Machine:
+        """Look at a torch device."""
+        import torch
+
+        device = torch.device(device)
+        if device.type != "cuda":
+            return cls(device=str(device), loras=loras)
+        return cls(
+            device=torch.cuda.get_device_name(device),
+            fp8=fp8_problem(torch.cuda.get_device_capability(device), torch.__version__),
+            memory=torch.cuda.get_device_properties(device).total_memory,
+            loras=loras,
+        )
+
+    def lacks(self, switches: Switches) -> tuple[str, ...]:
+        """What is missing for `switches`, one line each; empty if they can run."""
+        found = []
+        if switches.lora and not self.loras:
+            found.append("few steps need a distilled LoRA, and none is given (--lora_dir, MT_LORA)")
+        if switches.linears == "fp8" and self.fp8 is not None:
+            found.append(f"fp8 linears can't run on {self.device}: {self.fp8}")
+        if switches.absorb_audio and self.memory is not None and self.memory < ABSORB_BYTES:
+            need, have = ABSORB_BYTES >> 30, self.memory >> 30
+            found.append(f"absorb_audio needs a GPU of {need} GiB, {self.device} has {have}")
+        return tuple(found)
+
+
+def fp8_problem(capability: tuple[int, int], torch_version: str) -> str | None:
+    """Why row-wise fp8 products can't run, or None. fp8 units: compute capability 8.9 on; `_scaled_mm` by
+    rows: torch 2.5 on Hopper, 2.7 elsewhere.
+    """
+    from torch.torch_version import TorchVersion  # compares as packaging does
+
+    if capability < (8, 9):
+        return f"compute capability {capability[0]}.{capability[1]}, fp8 matrix units begin with 8.9"
+    floor = "2.5" if capability == (9, 0) else "2.7"
+    if TorchVersion(torch_version) < floor:
+        return f"torch {torch_version}, scaled products by rows begin with {floor} on this GPU"
+    return None
+
+
+def require(setting: Setting, machine: Machine) -> None:
+    """Raises QualityError, with what is missing and which qualities work on this machine."""
+    missing = machine.lacks(setting.switches)
+    if missing:
+        works = ", ".join(name for name, switches in TIERS.items() if not machine.lacks(switches))
+        msg = f"quality {setting.quality!r}: {'; '.join(missing)}. What works here: {works}"
+        raise QualityError(msg)
