@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,6 +22,9 @@ __all__ = ["kokoro_voice", "parse_turns", "speak"]
 
 KOKORO = Path("weights/Kokoro-82M")
 KOKORO_RATE = 24_000
+REPO = "hexgrad/Kokoro-82M"
+WEIGHTS = "kokoro-v1_0.pth"
+SPACY = "en_core_web_sm"
 Voice = Callable[[str, Path], np.ndarray]
 """(text, voice file) → samples at 24 kHz."""
 
@@ -65,20 +68,50 @@ def speak(tts: Tts, voice: Voice) -> Speech:
 
 
 def kokoro_voice(folder: Path = KOKORO) -> Voice:
-    """Kokoro from a local folder (config.json, kokoro-v1_0.pth). Raises ModelFault if it is not there."""
+    """Kokoro from a local folder (config.json, kokoro-v1_0.pth), American English.
+
+    Nothing is downloaded: raises ModelFault if the package, the folder or spaCy's English model is not there.
+    The voice itself raises JobFault for a text without anything that can be pronounced.
+    """
     try:
+        import spacy
         from kokoro import KModel, KPipeline
     except ImportError as error:
         hint = "pip install 'multitalk-runtime[tts]'"
         raise ModelFault("model.missing", "the package kokoro is not installed", hint=hint) from error
-    weights = folder / "kokoro-v1_0.pth"
-    if not weights.is_file():
-        raise ModelFault("model.missing", f"no file {str(weights)!r}", hint="download hexgrad/Kokoro-82M")
-    model = KModel(config=str(folder / "config.json"), model=str(weights)).eval()
-    pipeline = KPipeline(lang_code="a", model=model)
+    for name in ("config.json", WEIGHTS):
+        if not (folder / name).is_file():
+            msg = f"no file {str(folder / name)!r}"
+            raise ModelFault("model.missing", msg, hint=f"download {REPO} and name it with --kokoro_dir")
+    if not spacy.util.is_package(SPACY):  # the package would try to download it in the middle of the run
+        msg = f"spaCy's model {SPACY} is not installed"
+        raise ModelFault("model.missing", msg, hint=f"python -m spacy download {SPACY}")
+    # Without the repository's name both write a warning to stdout, where --json has its result.
+    model = KModel(repo_id=REPO, config=str(folder / "config.json"), model=str(folder / WEIGHTS)).eval()
+    pipeline = KPipeline(lang_code="a", repo_id=REPO, model=model)
 
     def voice(text: str, file: Path) -> np.ndarray:
-        pieces = [np.asarray(piece.audio) for piece in pipeline(text, voice=str(file), split_pattern=r"\n+")]
+        # As a tensor: a path is split at its commas, and one without .pt is looked for on the Hub.
+        spoken = pipeline(text, voice=_style(file), split_pattern=r"\n+")
+        pieces = [np.asarray(piece.audio, np.float32).reshape(-1) for piece in spoken]
+        if not pieces:
+            msg = f"nothing of {text[:40]!r} can be pronounced"
+            raise JobFault("job.invalid", msg, field="tts_audio.text", hint="use English words")
         return np.concatenate(pieces)
 
     return voice
+
+
+def _style(file: Path) -> Any:
+    """A voice file: a tensor [510, 1, 256]. Raises JobFault."""
+    import torch
+
+    try:
+        style = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        msg = f"{file.name} is not a voice of Kokoro"
+        raise JobFault("job.invalid", msg, field="tts_audio", hint=f"use a file of {REPO}/voices") from error
+    if not isinstance(style, torch.Tensor) or style.shape[1:] != (1, 256):
+        msg = f"{file.name} is not a voice of Kokoro"
+        raise JobFault("job.invalid", msg, field="tts_audio", hint=f"use a file of {REPO}/voices")
+    return style.float()
