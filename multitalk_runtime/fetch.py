@@ -43,7 +43,7 @@ def fetch_url(url: str, target: Path, *, max_bytes: int, settings: Settings, fie
     TooLargeFault. A failed download leaves no file.
     """
     deadline = time.monotonic() + settings.fetch_s
-    guard = _Guard(allowed=settings.allow_addresses, field=field)
+    guard = _Guard(allowed=settings.allow_addresses, field=field, deadline=deadline)
     try:
         with httpcore.ConnectionPool(network_backend=guard, max_connections=1, retries=0) as pool:
             for _ in range(_REDIRECTS + 1):
@@ -133,9 +133,10 @@ def _too_large(size: int, limit: int, field: str) -> TooLargeFault:
 class _Guard(httpcore.SyncBackend):
     """Connects to addresses that were checked, and to no others."""
 
-    def __init__(self, *, allowed: tuple[Network, ...], field: str) -> None:
+    def __init__(self, *, allowed: tuple[Network, ...], field: str, deadline: float) -> None:
         self._allowed = allowed
         self._field = field
+        self._deadline = deadline
 
     def connect_tcp(
         self,
@@ -151,13 +152,17 @@ class _Guard(httpcore.SyncBackend):
             if not self._permitted(address):
                 msg = "the host's name leads to a private or special address"
                 raise ForbiddenFault("forbidden.address", msg, field=self._field)
-        return super().connect_tcp(
-            str(addresses[0]),
-            port,
-            timeout=timeout,
-            local_address=local_address,
-            socket_options=socket_options,
-        )
+        failed: httpcore.NetworkError | httpcore.TimeoutException | None = None
+        for address in dict.fromkeys(map(str, addresses)):  # one of a host's addresses may be out of reach
+            try:
+                return super().connect_tcp(
+                    address, port, timeout=timeout, local_address=local_address, socket_options=socket_options
+                )
+            except (httpcore.NetworkError, httpcore.TimeoutException) as error:
+                failed = error
+                if time.monotonic() > self._deadline:
+                    break
+        raise failed or httpcore.ConnectError("the name has no address")
 
     def connect_unix_socket(self, *_: object, **__: object) -> httpcore.NetworkStream:
         msg = "a socket of this machine is never fetched from"

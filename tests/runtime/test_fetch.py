@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import http.server
 import ipaddress
+import shutil
 import socket
+import ssl
+import subprocess
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -182,3 +185,65 @@ def test_a_name_that_leads_inside_is_refused_even_beside_a_public_address(
 
     monkeypatch.setattr(socket, "getaddrinfo", both)
     assert refused("http://rebind.example/", tmp_path / "a", Settings(fetch_s=2)) == "forbidden.address"
+
+
+def test_the_address_that_was_checked_is_the_one_that_is_connected_to(
+    server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name that is public when it is looked up and private a moment later gains nothing by it."""
+    looked_up: list[str] = []
+    connected: list[tuple[str, int]] = []
+    real = socket.create_connection
+
+    def rebinding(host: str, *_: object, **__: object) -> list[Any]:
+        looked_up.append(host)
+        answer = "93.184.216.34" if len(looked_up) == 1 else "127.0.0.1"
+        return [(2, 1, 6, "", (answer, 80))]
+
+    def connect(address: tuple[str, int], *arguments: Any, **options: Any) -> socket.socket:
+        connected.append(address)
+        monkeypatch.undo()  # the test's own connection looks its address up too
+        return real(("127.0.0.1", server.server_port), *arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", rebinding)
+    monkeypatch.setattr(socket, "create_connection", connect)
+    fetch_url("http://rebind.example/ok/7", tmp_path / "a", max_bytes=10, settings=Settings(), field="image")
+    assert looked_up == ["rebind.example"]
+    assert connected == [("93.184.216.34", 80)]
+    ((_, headers),) = server.seen
+    assert headers["Host"] == "rebind.example"
+
+
+def test_the_next_address_of_a_host_is_tried(
+    server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = socket.getaddrinfo
+
+    def two(host: str, port: int, *arguments: Any, **options: Any) -> list[Any]:
+        if host != "two.example":
+            return real(host, port, *arguments, **options)
+        return [(2, 1, 6, "", (address, port)) for address in ("127.0.0.2", "127.0.0.1")]
+
+    monkeypatch.setattr(socket, "getaddrinfo", two)
+    url = f"http://two.example:{server.server_port}/ok/7"
+    assert fetch_url(url, tmp_path / "a", max_bytes=10, settings=OPEN, field="image") == 7
+
+
+def test_a_certificate_that_nobody_vouches_for_is_refused(tmp_path: Path) -> None:
+    openssl = shutil.which("openssl")
+    assert openssl, "install openssl"
+    key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
+    subject = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
+    new = [openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+    new += ["-keyout", str(key), "-out", str(certificate), "-days", "1", *subject]
+    subprocess.run(new, check=True, capture_output=True, timeout=30)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        running.seen = []  # type: ignore[attr-defined]
+        running.socket = context.wrap_socket(running.socket, server_side=True)
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        url = f"https://127.0.0.1:{running.server_port}/ok/7"
+        assert refused(url, tmp_path / "a") == "fetch.unreachable"
+        running.shutdown()
+        assert running.seen == []  # type: ignore[attr-defined]
