@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 import socket
 import socketserver
 import struct
@@ -105,6 +106,7 @@ class FaultyProxy(socketserver.ThreadingTCPServer):
         self.upstream = (host, int(port))
         self.plan: list[str | int] = []
         self.requests: list[str] = []
+        self.ranges: list[int] = []  # where each GET of a range began
         self.lock = threading.Lock()
         super().__init__(("127.0.0.1", 0), _Forward)
 
@@ -124,6 +126,8 @@ class _Forward(socketserver.BaseRequestHandler):
         line = request.split(b"\r\n", 1)[0].decode()
         with self.server.lock:
             self.server.requests.append(line)
+            if line.startswith("GET") and (begin := re.search(rb"(?i)\r\nrange: bytes=(\d+)-", request)):
+                self.server.ranges.append(int(begin[1]))
             only_get = line.startswith(("GET", "PUT", "POST"))
             fault = self.server.plan.pop(0) if self.server.plan and only_get else None
         if fault == "reset":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import urllib.request
 from typing import TYPE_CHECKING, Any
@@ -72,7 +73,36 @@ def test_a_broken_download_goes_on_where_it_stopped(s3: Any, proxy: Any, tmp_pat
     s3.put_object(Bucket="media", Key="a", Body=DATA)
     proxy.plan = [1_000_000, "reset", 700_000, "503"]
     assert get(storage(proxy.url), "a", tmp_path / "down") == DATA
-    assert sum(line.startswith("GET") for line in proxy.requests) >= 4
+    begins = list(dict.fromkeys(proxy.ranges))
+    assert (begins[0], len(begins)) == (0, 3), "not resumed, or begun anew"
+    assert 900_000 < begins[1] <= 1_000_000 < 1_600_000 < begins[2] <= 1_700_000
+    assert sum(line.startswith("GET") for line in proxy.requests) == 5
+
+
+def test_an_object_that_changes_while_it_is_read_is_not_mixed(s3: Any, proxy: Any, tmp_path: Path) -> None:
+    s3.put_object(Bucket="media", Key="a", Body=DATA)
+
+    def replace(_: float) -> None:  # between the break and the next try
+        s3.put_object(Bucket="media", Key="a", Body=DATA[::-1])
+
+    proxy.plan = [1_000_000]
+    store = Storage(Settings(s3_endpoint=proxy.url, s3_allowed=("media",), fetch_s=20.0), wait=replace)
+    with pytest.raises(Fault) as raised:
+        store.get("media", "a", tmp_path / "x", max_bytes=64 << 20, field="image")
+    assert raised.value.code == "storage.checksum"
+    assert not (tmp_path / "x").exists()
+
+
+def test_the_waits_between_tries_grow(s3: Any, proxy: Any, tmp_path: Path) -> None:
+    s3.put_object(Bucket="media", Key="a", Body=DATA)
+    waits: list[float] = []
+    proxy.plan = [0] * 30  # an answer without a byte, each time
+    store = Storage(Settings(s3_endpoint=proxy.url, s3_allowed=("media",), fetch_s=20.0), wait=waits.append)
+    with pytest.raises(Fault) as raised:
+        store.get("media", "a", tmp_path / "x", max_bytes=64 << 20, field="image")
+    assert raised.value.code == "storage.unavailable"
+    assert len(waits) >= 3
+    assert all(later >= 2 * sooner for sooner, later in itertools.pairwise(waits)), waits
 
 
 def test_bytes_that_came_wrong_are_fetched_again_and_then_refused(
@@ -83,6 +113,14 @@ def test_bytes_that_came_wrong_are_fetched_again_and_then_refused(
     assert get(storage(proxy.url), "a", tmp_path / "down") == DATA
     proxy.plan = ["flip", "flip"]
     assert refused(storage(proxy.url), "a", tmp_path / "again") == "storage.checksum"
+    # The same for what we stored ourselves (by its SHA-256), and for an object of parts (by its ETag).
+    (tmp_path / "up").write_bytes(DATA)
+    storage(proxy.url).put(tmp_path / "up", "media", "ours", content_type="video/mp4", field="output")
+    (tmp_path / "large").write_bytes(DATA * 4)
+    s3.upload_file(str(tmp_path / "large"), "media", "parts")
+    for key in ("ours", "parts"):
+        proxy.plan = ["flip", "flip"]
+        assert refused(storage(proxy.url), key, tmp_path / "again") == "storage.checksum"
 
 
 def test_an_upload_is_tried_again_and_a_damaged_one_is_not_taken(s3: Any, proxy: Any, tmp_path: Path) -> None:
@@ -94,6 +132,16 @@ def test_an_upload_is_tried_again_and_a_damaged_one_is_not_taken(s3: Any, proxy:
     with pytest.raises(Fault) as raised:
         storage(proxy.url).put(tmp_path / "up", "media", "b", content_type="video/mp4", field="output")
     assert raised.value.code == "storage.checksum"
+
+
+def test_a_part_that_breaks_off_goes_up_again(s3: Any, proxy: Any, tmp_path: Path) -> None:
+    data = os.urandom(2 * PART + 5)
+    (tmp_path / "up").write_bytes(data)
+    proxy.plan = ["", "", "reset", "503"]  # the start and the first part are well
+    storage(proxy.url).put(tmp_path / "up", "media", "a", content_type="video/mp4", field="output")
+    assert s3.get_object(Bucket="media", Key="a")["Body"].read() == data
+    assert not proxy.plan
+    assert len([line for line in proxy.requests if "partNumber=2" in line]) == 3
 
 
 def test_a_failed_upload_in_parts_leaves_nothing(s3: Any, proxy: Any, tmp_path: Path) -> None:
@@ -140,6 +188,12 @@ def test_without_credentials_this_is_said_early(
     monkeypatch.setenv("BUCKET_ACCESS_KEY_ID", "theirs")  # RunPod's pair does as well
     monkeypatch.setenv("BUCKET_SECRET_ACCESS_KEY", "secret")
     storage(s3_server).check_credentials(field="output")
+    for name in ("BUCKET_ACCESS_KEY_ID", "BUCKET_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    (tmp_path / "shared").write_text("[default]\naws_access_key_id = file\naws_secret_access_key = secret\n")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "shared"))  # and so does the usual file
+    s3.put_object(Bucket="media", Key="a", Body=DATA)
+    assert get(storage(s3_server), "a", tmp_path / "y") == DATA
 
 
 @pytest.mark.parametrize(
