@@ -199,3 +199,22 @@ def test_it_passes_only_if_every_required_result_does(statuses: list[str], allow
     made = report(results=results, allow_degraded=allowed)
     assert made.passed() == all(status in fine for status in statuses)
     assert SmokeReport.from_json(json.loads(json.dumps(made.to_json()))) == made
+
+
+def test_timings_of_a_cold_start_are_found_and_a_gpus_word_comes_first() -> None:
+    said: dict[str, Any] = {
+        "image.fetch_s": 12.5,
+        "suite.generate.seconds": {"import_s": 9.0, "load_s": 4.0},
+        "suite.generate_gpu.seconds": {"import_s": 3.0},
+        "suite.triton_aot.first_s": 0.7,
+        "suite.generate.first_frame_s": "soon",  # an image may say anything
+    }
+    facts = tuple(Fact(name=name, value=value, observed_by="image") for name, value in said.items())
+    timings = report(facts=facts).timings
+    assert timings == {
+        "pull": 12.5,
+        "import": 3.0,
+        "load": 4.0,
+        "first_kernel": 0.7,
+        "first_frame": None,
+    }

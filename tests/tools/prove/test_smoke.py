@@ -23,6 +23,7 @@ from mtbuild.prove import container as containers
 from mtbuild.prove import smoke as smoking
 from mtbuild.prove.engine import Engine, connect, retire
 from mtbuild.prove.report import SmokeReport
+from mtbuild.prove.suite_files import suite_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -122,9 +123,64 @@ def test_a_gpu_tier_needs_a_gpu_that_the_host_sees(monkeypatch: pytest.MonkeyPat
         smoking.tier_here("gpu")
 
 
+def session(tmp_path: Path, card: host_facts.HostGpu) -> smoking._Session:
+    return smoking._Session(
+        ref=Reference.parse(f"127.0.0.1:9/smoke@{Digest('0' * 64)}"),
+        cell=None,
+        engine=None,  # type: ignore[arg-type]
+        out=tmp_path,
+        tier="gpu",
+        note=lambda _: None,
+        limits=containers.Limits(),
+        required=(),
+        runtime=False,
+        card=card,
+        cards=2,
+        attachment=None,
+        weights=None,
+    )
+
+
+def test_only_the_memory_on_the_card_that_was_handed_over_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: dict[str, int] = {}
+    monkeypatch.setattr(host_facts, "held_by", lambda container: dict(held))
+    run_ = session(tmp_path, gpu(1))
+    run_.watch("c", "65532:65532", tmp_path)
+    assert not run_.used_its_card
+    assert not (tmp_path / "gpu-seen").exists()
+    held["GPU-1"] = 5
+    run_.watch("c", "65532:65532", tmp_path)
+    held["GPU-1"] = 3
+    run_.watch("c", "65532:65532", tmp_path)
+    assert run_.held == {"65532:65532": 5}
+    assert run_.used_its_card
+    assert (tmp_path / "gpu-seen").exists()
+    held["GPU-0"] = 7  # a container that reaches a second card was not shut in as it should be
+    run_.watch("c", "65532:65532", tmp_path)
+    assert run_.held_elsewhere == {"GPU-0": 7}
+    assert not run_.used_its_card
+
+
+def gpu(index: int) -> host_facts.HostGpu:
+    values = {"name": "NVIDIA L4", "sm": "8.9", "driver": "580.65", "cuda": "13.0", "memory_bytes": 1 << 34}
+    return host_facts.HostGpu(index=index, uuid=f"GPU-{index}", minor=index, **values)  # type: ignore[arg-type]
+
+
+def test_what_can_not_be_asked_for_is_said_before_anything_starts(tmp_path: Path) -> None:
+    ref = Reference.parse(f"127.0.0.1:9/smoke@{Digest('0' * 64)}")
+    asked: dict[str, Any] = {"cell": None, "engine": None, "out": tmp_path, "tier": "cpu"}
+    with pytest.raises(InputError, match="the tier is cpu"):
+        smoking.smoke(ref, gpu="0", **asked)
+    with pytest.raises(InputError, match="no folder") as raised:
+        smoking.smoke(ref, weights=tmp_path / "none", **asked)
+    assert "mtmodels verify" in (raised.value.fix or "")
+
+
 def test_the_suites_digest_is_that_of_its_files() -> None:
     assert smoking.suite_digest() == smoking.suite_digest()
-    names = {str(file.relative_to(smoking.SUITE)) for file in smoking._suite_files()}
+    names = {str(file.relative_to(smoking.SUITE)) for file in suite_files()}
     assert {"__main__.py", "runner.py", "checks/compiler.py", "report.schema.json"} <= names
     assert not [name for name in names if "__pycache__" in name]
 
@@ -230,6 +286,13 @@ def test_a_foreign_image_hardened_as_two_users(
         assert had["init"] is True  # type: ignore[index,call-overload]
         assert had["user"] == user  # type: ignore[index,call-overload]
         assert had["memory_bytes"] > 0  # type: ignore[index,call-overload]
+        assert had["memory_swap_bytes"] == had["memory_bytes"]  # type: ignore[index,call-overload]
+        assert "host" not in had["namespaces"].values()  # type: ignore[index,call-overload]
+        assert had["binds"] == {  # type: ignore[index,call-overload]
+            "/mtbuild/suite": "ro",
+            "/mtbuild/request.json": "ro",
+            "/mtbuild/out": "rw",
+        }
         assert had["pids"] > 0  # type: ignore[index,call-overload]
         assert "exec" in had["tmpfs"]["/cache"].split(",")  # type: ignore[index,call-overload]
         assert "exec" not in had["tmpfs"]["/tmp"].split(",")  # type: ignore[index,call-overload]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from suite_runner import CELL, Suite
 
-from mtbuild.prove.report import CPU_CHECKS, GPU_CHECKS
+from mtbuild.prove.report import CPU_CHECKS, GPU_CHECKS, WEIGHTS_CHECKS
 from mtbuild.prove.smoke import SUITE
 
 
@@ -29,11 +29,13 @@ def test_host_and_suite_agree_on_what_there_is() -> None:
     )
     both = {check["id"] for check in listed if check["tiers"] == ["cpu", "gpu"]}
     gpu = {check["id"] for check in listed if check["tiers"] == ["gpu"]}
-    assert both == set(CPU_CHECKS)
+    assert both == {*CPU_CHECKS, *WEIGHTS_CHECKS}
     assert gpu == set(GPU_CHECKS)
     files = {file.stem for file in (SUITE / "checks").glob("*.py")} - {"__init__"}
     assert files == {check["id"].replace(".", "_") for check in listed}
-    assert all(0 < check["limit_s"] <= 600 for check in listed)
+    limits = {check["id"]: check["limit_s"] for check in listed}
+    assert 0 < limits.pop("generate.weights") <= 3600  # reads 90 GB
+    assert all(0 < limit <= 600 for limit in limits.values())
 
 
 def test_progress_is_live_and_the_report_answers_the_request(suite: Suite) -> None:

@@ -241,3 +241,41 @@ def test_the_contact_sheet_shows_the_whole_video(generation: Any, tmp_path: Path
     generation.contact_sheet(video(frames=30), tmp_path / "s.png")
     with Image.open(tmp_path / "s.png") as sheet:
         assert sheet.size == (6 * 48 * 3, 2 * 32 * 3)
+
+
+# --- generate.weights -----------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_weights_that_are_given_make_a_video_with_its_measures(suite: Suite) -> None:
+    """A tiny model's folder in the place of real checkpoints: found, verified, loaded, used, only read."""
+    weights = suite.folder / "weights"
+    subprocess.run([sys.executable, "-m", "multitalk_runtime.tiny", weights], check=True, timeout=200)
+    before = sorted((path, path.stat().st_mtime_ns) for path in weights.rglob("*"))
+    report = suite.run("generate.weights", runtime=True, weights=str(weights), timeout_s=500)
+    assert report["results"][0]["status"] == "passed", report["results"]
+    facts = {name.removeprefix("generate_weights."): value for name, value in report["facts"].items()}
+    assert facts["video"]["frames"] == facts["frames"] == 9
+    assert facts["step_s"] == pytest.approx(facts["phases"]["denoise"] / facts["steps"], abs=1e-3)
+    assert facts["peak_bytes"] > 1 << 20
+    assert set(facts["seconds"]) == {"import_s", "verify_s", "load_s", "job_s"}, "no tiny model was made"
+    assert (suite.folder / "out/generate_weights.mp4").read_bytes()[4:8] == b"ftyp"
+    assert (suite.folder / "out/generate_weights.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted((path, path.stat().st_mtime_ns) for path in weights.rglob("*")) == before
+
+
+@pytest.mark.slow
+def test_weights_that_do_not_verify_are_named(suite: Suite) -> None:
+    weights = suite.folder / "weights"
+    subprocess.run([sys.executable, "-m", "multitalk_runtime.tiny", weights], check=True, timeout=200)
+    (lost,) = weights.rglob("Wan2.1_VAE.pth")
+    lost.unlink()
+    result = suite.one("generate.weights", runtime=True, weights=str(weights))
+    assert result["status"] == "failed"
+    assert "mtmodels verify refuses the weights" in result["message"]
+    assert "Wan2.1_VAE.pth" in result["message"]
+
+
+def test_no_weights_is_no_pass(suite: Suite) -> None:
+    assert suite.one("generate.weights", runtime=True)["status"] == "failed"

@@ -40,6 +40,17 @@ if TYPE_CHECKING:
     default=None,
     help="Whether the image must hold the wheel multitalk-runtime.  [default: where the cell does]",
 )
+@click.option(
+    "--gpu",
+    metavar="INDEX|UUID",
+    help="The card to hand over, of several.  [default: the first]",
+)
+@click.option(
+    "--weights",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Real checkpoints: also make a short video at 480p with them, kept with the report.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.pass_obj
 def command(
@@ -50,18 +61,21 @@ def command(
     out: Path | None,
     report_file: Path | None,
     runtime: bool | None,
+    gpu: str | None,
+    weights: Path | None,
     as_json: bool,
 ) -> None:
     """Run the suite in an unmodified container of an image, by digest.
 
     The container has a read-only root, no network and no rights, and runs as uid 65532 and once more as a
     random uid with gid 0. Any image can be smoked: without --cell its versions are recorded, not compared.
-    Exit code 0 if every required check passed, else 1.
+    Videos and contact sheets are kept beside the report. Exit code 0 if every required check passed, else 1.
 
     \b
     Examples:
       mtbuild smoke 127.0.0.1:5100/staging@sha256:… --cell v73 --out v73.cpu.json
       mtbuild smoke ghcr.io/acme/multitalk@sha256:… --cell v73 --tier gpu --out v73.l4.json
+      mtbuild smoke ghcr.io/acme/multitalk@sha256:… --cell v73 --gpu 1 --weights /models
       mtbuild smoke registry.example.org/someone/comfyui@sha256:… --json
     """
     from mtbuild.digest import Reference
@@ -82,6 +96,8 @@ def command(
         tier=level,
         note=lambda text: app.note(f"  {text}"),
         runtime=runtime,
+        gpu=gpu,
+        weights=weights,
     )
     if report_file is not None:
         report.write(report_file)
@@ -130,4 +146,6 @@ def _show(report: SmokeReport, file: Path) -> None:
     for line in report.problems:
         if line.split(" ")[0] not in {check for check, _, _ in seen}:  # of the run, not of a check
             click.echo(f"\n{line}")
-    click.echo(f"\nreport: {file}")
+    known = [f"{phase.replace('_', ' ')} {s:.1f} s" for phase, s in report.timings.items() if s is not None]
+    click.echo(f"\ntimings: {', '.join(known)}")
+    click.echo(f"report: {file}")

@@ -1,4 +1,7 @@
-"""How a container gets this host's GPUs: the toolkit's runtime, a CDI device, or the device nodes."""
+"""How a container gets one of this host's GPUs: the toolkit's runtime, a CDI device, or the device nodes.
+
+One card, the chosen one: what is measured and attested is then the card that the report names.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from mtbuild.prove.engine import EngineFacts
+    from mtbuild.prove.host_facts import HostGpu
 
 __all__ = ["Attachment", "attach"]
 
@@ -40,24 +44,41 @@ class Attachment:
     environment: dict[str, str] = field(default_factory=dict)
 
 
-def attach(facts: EngineFacts, *, dev: Path = Path("/dev")) -> Attachment:
-    """The first way that this host has; InfrastructureError where it has none."""
+def attach(facts: EngineFacts, gpu: HostGpu, *, count: int = 1, dev: Path = Path("/dev")) -> Attachment:
+    """`gpu` of a host with `count` cards, by the first way there is; InfrastructureError if none is."""
     if "nvidia" in facts.runtimes:
         # The toolkit's own request: the driver's files are chosen by NVIDIA_DRIVER_CAPABILITIES of the image.
         return Attachment(
-            way="runtime", requests=(DeviceRequest(driver="nvidia", count=-1, capabilities=[["gpu"]]),)
+            way="runtime",
+            requests=(DeviceRequest(driver="nvidia", device_ids=[gpu.uuid], capabilities=[["gpu"]]),),
         )
-    if any(_describes_gpu(file) for file in _specs(facts.cdi)):
-        return Attachment(way="cdi", requests=(DeviceRequest(driver="cdi", device_ids=[f"{_KIND}=all"]),))
-    nodes = sorted(str(node) for node in dev.glob("nvidia[0-9]*"))
+    described = [document for file in _specs(facts.cdi) if (document := _gpu_spec(file)) is not None]
+    if described:
+        name = _cdi_name(described, gpu, count)
+        return Attachment(way="cdi", requests=(DeviceRequest(driver="cdi", device_ids=[f"{_KIND}={name}"]),))
+    node = dev / f"nvidia{gpu.minor}"
     libraries = _driver_libraries()
-    if nodes and libraries:
+    if node.exists() and libraries:
         control = [str(dev / name) for name in _CONTROL if (dev / name).exists()]
-        return _by_hand([*nodes, *control], libraries)
+        return _by_hand([str(node), *control], libraries)
     msg = "this host has a GPU, but no way to hand it to a container"
     raise InfrastructureError(
         msg,
         fix="install nvidia-container-toolkit and run `nvidia-ctk cdi generate`, so that CDI can",
+    )
+
+
+def _cdi_name(specs: list[dict[str, Any]], gpu: HostGpu, count: int) -> str:
+    """The CDI device that is this card alone: by UUID, by index, or `all` where it is the only one."""
+    names = {str(device.get("name")) for spec in specs for device in spec.get("devices") or ()}
+    # nvidia-ctk names by index (the default), by UUID, or by `gpuN`
+    ours = [gpu.uuid, str(gpu.index), f"gpu{gpu.index}", *(["all"] if count == 1 else [])]
+    for name in ours:
+        if name in names:
+            return name
+    msg = f"this host's CDI specification names no device for GPU {gpu.index} ({gpu.uuid}) alone"
+    raise InfrastructureError(
+        msg, fix=f"run `nvidia-ctk cdi generate` again; it now names {', '.join(sorted(names)) or 'none'}"
     )
 
 
@@ -81,13 +102,14 @@ def _specs(folders: Iterable[str]) -> list[Path]:
     ]
 
 
-def _describes_gpu(file: Path) -> bool:
+def _gpu_spec(file: Path) -> dict[str, Any] | None:
+    """The specification in this file, if it is one of GPUs."""
     try:
         text = file.read_text(encoding="utf-8")
         document: Any = json.loads(text) if file.suffix == ".json" else yaml.safe_load(text)
     except (OSError, ValueError, yaml.YAMLError):
-        return False
-    return isinstance(document, dict) and document.get("kind") == _KIND
+        return None
+    return document if isinstance(document, dict) and document.get("kind") == _KIND else None
 
 
 def _driver_libraries() -> list[Path]:

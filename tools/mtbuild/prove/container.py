@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from mtbuild.prove.attach import Attachment
     from mtbuild.prove.engine import Engine
 
-__all__ = ["Finished", "Limits", "fetch", "run_in_container", "sweep"]
+__all__ = ["Fetched", "Finished", "Limits", "fetch", "run_in_container", "sweep"]
 
 _LABEL = "mtbuild.smoke"
 _POLL_S = 0.2
@@ -58,6 +58,15 @@ class Finished:
     log: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class Fetched:
+    """An image in the engine: its inspection, whether it had to be pulled, and the seconds that took."""
+
+    attributes: dict[str, Any]
+    pulled: bool
+    seconds: float
+
+
 @dataclass(kw_only=True)
 class _Log:
     lines: list[str] = field(default_factory=list)
@@ -69,14 +78,16 @@ class _Log:
             self.size += len(line)
 
 
-def fetch(ref: Reference, *, engine: Engine, note: Callable[[str], None]) -> dict[str, Any]:
-    """The image of exactly this digest in the engine, pulled if it is not there; its inspection."""
+def fetch(ref: Reference, *, engine: Engine, note: Callable[[str], None]) -> Fetched:
+    """The image of exactly this digest in the engine, pulled if it is not there."""
+    began, pulled = time.monotonic(), False
     try:
         try:
             found = _inspect(engine, ref)
         except ImageNotFound:
             note(f"pulling {ref.repository}@{ref.digest.short}…")
             engine.client.images.pull(str(ref), platform="linux/amd64")
+            pulled = True
             found = _inspect(engine, ref)
     except (NotFound, ImageNotFound) as error:
         msg = f"{ref.host} has no image {ref.path}@{ref.digest}"
@@ -87,7 +98,7 @@ def fetch(ref: Reference, *, engine: Engine, note: Callable[[str], None]) -> dic
     if str(ref) not in found.get("RepoDigests", []) and found["Id"] != str(ref.digest):
         msg = f"asked for {ref}, the engine gave {found['Id']} ({found.get('RepoDigests')})"
         raise InfrastructureError(msg, fix="remove the image from the engine and try again")
-    return found
+    return Fetched(attributes=found, pulled=pulled, seconds=round(time.monotonic() - began, 3))
 
 
 def _inspect(engine: Engine, ref: Reference) -> dict[str, Any]:
@@ -244,7 +255,7 @@ def _lines(chunks: Iterator[bytes]) -> Iterator[str]:
 
 
 def _settings(attributes: dict[str, Any]) -> dict[str, Any]:
-    """What the container really had, as the engine tells."""
+    """What the container really had, as the engine tells: the policy judges it (publish/isolation.py)."""
     host = attributes["HostConfig"]
     return {
         "image": attributes["Image"],
@@ -257,8 +268,16 @@ def _settings(attributes: dict[str, Any]) -> dict[str, Any]:
         "security_opt": host["SecurityOpt"],
         "init": host["Init"],
         "memory_bytes": host["Memory"],
+        "memory_swap_bytes": host["MemorySwap"],
         "pids": host["PidsLimit"],
         "tmpfs": host["Tmpfs"],
+        "namespaces": {name: host.get(f"{name}Mode", "") for name in ("Pid", "Ipc", "UTS", "Userns")},
+        # without the host's paths: they say nothing to whoever reads the evidence
+        "binds": {
+            mount["Destination"]: "rw" if mount["RW"] else "ro"
+            for mount in attributes["Mounts"]
+            if mount["Type"] != "tmpfs"
+        },
     }
 
 

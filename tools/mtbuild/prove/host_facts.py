@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING
 
 import pynvml  # type: ignore[import-untyped]
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from mtbuild.errors import InputError
 
-__all__ = ["HostGpu", "gpus", "held_by", "host_memory_bytes", "processor"]
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+__all__ = ["HostGpu", "choose", "gpus", "held_by", "host_memory_bytes", "processor"]
 
 # Where drivers lie that were mounted into a machine instead of installed (cloud GPU hosts)
 _MOUNTED = ("/usr/local/nvidia/lib64", "/usr/local/cuda/compat", "/usr/lib/wsl/lib", "/run/opengl-driver/lib")
@@ -28,7 +30,10 @@ _MOUNTED = ("/usr/local/nvidia/lib64", "/usr/local/cuda/compat", "/usr/lib/wsl/l
 
 @dataclass(frozen=True, kw_only=True)
 class HostGpu:
-    """One GPU by NVML: `sm` is its compute capability ("9.0"), `cuda` the newest CUDA of its driver."""
+    """One GPU by NVML: `sm` is its compute capability ("9.0"), `cuda` the newest CUDA of its driver.
+
+    `index` is NVML's order (the bus's), `minor` the number of its device node /dev/nvidiaN.
+    """
 
     index: int
     name: str
@@ -37,6 +42,26 @@ class HostGpu:
     memory_bytes: int
     driver: str
     cuda: str
+    minor: int = 0
+
+
+def choose(found: Sequence[HostGpu], wanted: str | None = None) -> HostGpu:
+    """The card that `wanted` names by index or UUID (its beginning is enough); the first without a name.
+
+    InputError where no card, or more than one, has that name; `found` must not be empty.
+    """
+    if wanted is None:
+        return found[0]
+    if wanted.isdecimal():
+        hits = [gpu for gpu in found if gpu.index == int(wanted)]
+    else:
+        name = wanted.lower().removeprefix("gpu-")
+        hits = [gpu for gpu in found if name and gpu.uuid.lower().removeprefix("gpu-").startswith(name)]
+    if len(hits) == 1:
+        return hits[0]
+    here = "; ".join(f"{gpu.index}: {gpu.name} {gpu.uuid}" for gpu in found)
+    msg = f"--gpu {wanted} names {'no' if not hits else 'more than one'} GPU of this host"
+    raise InputError(msg, fix=f"name one of these by index or UUID: {here}")
 
 
 def gpus() -> tuple[HostGpu, ...]:
@@ -59,23 +84,25 @@ def gpus() -> tuple[HostGpu, ...]:
                     memory_bytes=int(pynvml.nvmlDeviceGetMemoryInfo(handle).total),
                     driver=driver,
                     cuda=f"{newest // 1000}.{newest % 1000 // 10}",
+                    minor=_minor(handle, index),
                 )
             )
         return tuple(found)
 
 
-def held_by(container_id: str) -> dict[int, int]:
-    """GPU memory in bytes held right now by each process of this container, by host process id.
+def held_by(container_id: str) -> dict[str, int]:
+    """GPU memory in bytes held right now by the processes of this container, by the card's UUID.
 
     A process whose use the driver does not tell (NVML gives none under some virtual machines) counts as 1.
     """
-    held: dict[int, int] = {}
+    held: dict[str, int] = {}
     with _nvml() as ready, suppress(pynvml.NVMLError):  # a GPU that stops answering holds nothing for us
         for index in range(pynvml.nvmlDeviceGetCount() if ready else 0):
             handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+            uuid = _text(pynvml.nvmlDeviceGetUUID(handle))
             for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle):
                 if _belongs(process.pid, container_id):
-                    held[process.pid] = held.get(process.pid, 0) + int(process.usedGpuMemory or 1)
+                    held[uuid] = held.get(uuid, 0) + int(process.usedGpuMemory or 1)
     return held
 
 
@@ -93,6 +120,13 @@ def processor() -> str:
     except OSError:
         pass
     return platform.machine()
+
+
+def _minor(handle: object, index: int) -> int:
+    try:
+        return int(pynvml.nvmlDeviceGetMinorNumber(handle))
+    except pynvml.NVMLError:  # not told under some virtual machines; the numbers then agree
+        return index
 
 
 def _belongs(pid: int, container_id: str) -> bool:

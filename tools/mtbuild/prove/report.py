@@ -29,6 +29,8 @@ __all__ = [
     "EVERY_USER",
     "GPU_CHECKS",
     "RUNTIME_CHECKS",
+    "TIMINGS",
+    "WEIGHTS_CHECKS",
     "CheckResult",
     "ContainerRun",
     "Fact",
@@ -64,6 +66,8 @@ CPU_CHECKS = (
     "generate",
 )
 GPU_CHECKS = ("libcuda", "triton.jit", "xformers.attention", "generate.gpu")
+# Only where real checkpoints are given (`mtbuild smoke --weights DIR`); required then
+WEIGHTS_CHECKS = ("generate.weights",)
 # What an image without the runtime can't be asked
 RUNTIME_CHECKS = ("imports.wan", "imports.runtime", "handler.inputs", "generate", "generate.gpu")
 # Checks whose outcome depends on who runs them: they run again as a random uid with gid 0.
@@ -77,6 +81,15 @@ EVERY_USER = (
     "caches",
     "triton.jit",
 )
+# Phase → the facts that time it, the better one first: a GPU's word before a CPU's. `pull` is the host's, and
+# next to nothing where the image was here already (`image.pulled`).
+TIMINGS = {
+    "pull": ("image.fetch_s",),
+    "import": ("suite.generate_gpu.seconds.import_s", "suite.generate.seconds.import_s"),
+    "load": ("suite.generate_gpu.seconds.load_s", "suite.generate.seconds.load_s"),
+    "first_kernel": ("suite.triton_jit.first_s", "suite.triton_aot.first_s"),
+    "first_frame": ("suite.generate_gpu.first_frame_s", "suite.generate.first_frame_s"),
+}
 
 
 def required_checks(cell: Cell | None, tier: Tier, *, runtime: bool) -> tuple[str, ...]:
@@ -156,6 +169,18 @@ class SmokeReport:
     @property
     def image_facts(self) -> dict[str, Json]:
         return {fact.name: fact.value for fact in self.facts if fact.observed_by == "image"}
+
+    @property
+    def timings(self) -> dict[str, float | None]:
+        """Seconds of each phase of a cold start (TIMINGS); None where it was not seen."""
+        known = {fact.name: fact.value for fact in self.facts}
+        nested = ((name, value) for name, value in known.items() if isinstance(value, dict))
+        seen = known | {f"{name}.{key}": inner for name, value in nested for key, inner in value.items()}
+        found: dict[str, float | None] = {}
+        for phase, names in TIMINGS.items():
+            values = [seen.get(name) for name in names]
+            found[phase] = next((float(v) for v in values if isinstance(v, int | float)), None)
+        return found
 
     @property
     def problems(self) -> tuple[str, ...]:

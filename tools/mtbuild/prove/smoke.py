@@ -8,23 +8,17 @@ GPU and a process of this very container holding its memory.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
 import secrets
 import shutil
-import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from mtbuild.digest import Digest
 from mtbuild.errors import InputError, MtbuildError
-from mtbuild.proc import run
 from mtbuild.prove import attach as attaching
 from mtbuild.prove import container as containers
 from mtbuild.prove import host_facts, untrusted
@@ -32,6 +26,7 @@ from mtbuild.prove.report import (
     CPU_CHECKS,
     EVERY_USER,
     GPU_CHECKS,
+    WEIGHTS_CHECKS,
     CheckResult,
     ContainerRun,
     Fact,
@@ -39,31 +34,23 @@ from mtbuild.prove.report import (
     required_checks,
     validate,
 )
+from mtbuild.prove.suite_files import SUITE, lay_out, limit_s, suite_digest
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from mtbuild.digest import Reference
     from mtbuild.plan.cell import Cell
     from mtbuild.prove.engine import Engine
     from mtbuild.prove.report import Tier
 
-__all__ = ["smoke", "suite_digest", "tier_here"]
+__all__ = ["SUITE", "smoke", "suite_digest", "tier_here"]
 
-SUITE = Path(__file__).resolve().parent / "suite"
 USER = "65532:65532"
 _REPORT_LIMIT = 8 << 20
 _HOLD_S = 15.0  # a GPU check holds memory until the host has seen it, at most so long
-_SLACK_S = 60.0  # for starting Python in a cold image, on top of the checks' own limits
+_WEIGHTS = "/mtbuild/weights"  # where real checkpoints lie in the container
 Note = Callable[[str], None]
-
-
-def suite_digest() -> Digest:
-    """Of the suite's files: evidence names the suite that it comes from."""
-    total = hashlib.sha256()
-    for file in _suite_files():
-        data = file.read_bytes()
-        total.update(f"{file.relative_to(SUITE)}\0{len(data)}\0".encode())
-        total.update(data)
-    return Digest(total.hexdigest())
 
 
 def tier_here(asked: Literal["cpu", "gpu", "auto"]) -> Tier:
@@ -87,22 +74,33 @@ def smoke(
     note: Note = lambda _: None,
     runtime: bool | None = None,
     limits: containers.Limits | None = None,
+    gpu: str | None = None,
+    weights: Path | None = None,
 ) -> SmokeReport:
     """Smoke one digest; the report is returned and stands in `out`/report.json.
 
     `cell` None smokes a foreign image: versions are recorded, not compared. `runtime` says whether the image
-    is meant to hold the wheel multitalk-runtime (by default every `runtime-deps` cell is). A failed check is
-    a result, not an error; InfrastructureError where nothing can be said of the image.
+    is meant to hold the wheel multitalk-runtime (by default every `runtime-deps` cell is). `gpu` names the
+    card to hand over, by index or UUID (the first by default); `weights` a folder of real checkpoints, which
+    adds the check `generate.weights`. A failed check is a result, not an error; InfrastructureError where
+    nothing can be said of the image, InputError for a card or a folder that is not here.
     """
     level = tier_here(tier)
+    if weights is not None and not weights.is_dir():
+        msg = f"{weights} is no folder"
+        raise InputError(msg, where="--weights", fix="name the folder that `mtmodels verify DIR` accepts")
+    if gpu is not None and level != "gpu":
+        msg = "a GPU was named, but the tier is cpu"
+        raise InputError(msg, where=f"--gpu {gpu}", fix="smoke with --tier gpu, on a host that has one")
+    cards = host_facts.gpus() if level == "gpu" else ()
+    card = host_facts.choose(cards, gpu) if level == "gpu" else None
     started = _now()
     holds = (cell is not None and cell.flavour == "runtime-deps") if runtime is None else runtime
     containers.sweep(engine)
-    began = time.monotonic()
     image = containers.fetch(ref, engine=engine, note=note)
-    fetch_s = round(time.monotonic() - began, 3)
     out.mkdir(parents=True, exist_ok=True)
     names = CPU_CHECKS + (GPU_CHECKS if level == "gpu" else ())
+    more = () if weights is None else WEIGHTS_CHECKS
     session = _Session(
         ref=ref,
         cell=cell,
@@ -110,19 +108,21 @@ def smoke(
         out=out,
         tier=level,
         note=note,
-        limits=limits or containers.Limits(),
-        required=required_checks(cell, level, runtime=holds),
+        limits=limits or _limits(weights),
+        required=required_checks(cell, level, runtime=holds) + more,
         runtime=holds,
-        attachment=attaching.attach(engine.facts) if level == "gpu" else None,
-        fetch_s=fetch_s,
+        card=card,
+        cards=len(cards),
+        attachment=attaching.attach(engine.facts, card, count=len(cards)) if card else None,
+        weights=weights,
     )
-    for user, checks in ((USER, names), (_any_user(), tuple(n for n in names if n in EVERY_USER))):
+    for user, checks in ((USER, names + more), (_any_user(), tuple(n for n in names if n in EVERY_USER))):
         session.run(user, checks)
     report = SmokeReport(
         ref=ref,
         cell_id=cell.id if cell else None,
         cell_name=cell.name if cell else None,
-        tier="gpu" if level == "gpu" and session.held else "cpu",
+        tier="gpu" if session.used_its_card else "cpu",
         required=session.required,
         allow_degraded=session.allow_degraded,
         results=tuple(session.results),
@@ -132,8 +132,9 @@ def smoke(
         started=started,
         finished=_now(),
     )
-    if level == "gpu" and not session.held:
-        note("NVML saw no process of the container hold GPU memory: this run counts as tier cpu")
+    if level == "gpu" and not session.used_its_card:
+        why = "on another card than it was given" if session.held_elsewhere else "no GPU memory held"
+        note(f"NVML saw the container's processes: {why}. This run counts as tier cpu")
     report.write(out / "report.json")
     return report
 
@@ -151,14 +152,22 @@ class _Session:
     limits: containers.Limits
     required: tuple[str, ...]
     runtime: bool
+    card: host_facts.HostGpu | None  # the one that is handed over, of `cards` in this host
+    cards: int
     attachment: attaching.Attachment | None
-    fetch_s: float  # pulling it, or next to nothing where it was here
+    weights: Path | None
     artefacts: tuple[untrusted.Artefact, ...] = ()
     results: list[CheckResult] = field(default_factory=list)
     runs: list[ContainerRun] = field(default_factory=list)
     said: list[Fact] = field(default_factory=list)
-    held: dict[str, int] = field(default_factory=dict)  # user → most GPU memory seen, bytes
+    held: dict[str, int] = field(default_factory=dict)  # user → most memory seen on the card, bytes
+    held_elsewhere: dict[str, int] = field(default_factory=dict)  # UUID → the same on other cards
     settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def used_its_card(self) -> bool:
+        """Whether this was a GPU run: its own memory on the card that it was given, and on no other."""
+        return bool(self.held) and not self.held_elsewhere
 
     @property
     def allow_degraded(self) -> bool:
@@ -170,7 +179,9 @@ class _Session:
         folder = self.out / f"run-{nonce}"
         request = self.request(user, checks, nonce)
         try:
-            mounts = _lay_out(folder, request)
+            mounts = lay_out(folder, request)
+            if "weights" in request and self.weights is not None:
+                mounts[self.weights.resolve()] = (_WEIGHTS, "ro")
             finished = containers.run_in_container(
                 self.ref,
                 ["python3", "/mtbuild/suite", "--request", "/mtbuild/request.json"],
@@ -179,7 +190,7 @@ class _Session:
                 nonce=nonce,
                 mounts=mounts,
                 limits=self.limits,
-                limit_s=_limit_s(checks),
+                limit_s=limit_s(checks),
                 attachment=self.attachment,
                 on_line=lambda line: _tell(line, self.note),
                 watch=lambda container: self.watch(container, user, folder / "out"),
@@ -233,14 +244,19 @@ class _Session:
             "out": "/mtbuild/out",
             "hold_s": _HOLD_S if self.tier == "gpu" else 0,
         }
+        if self.weights is not None and set(checks) & set(WEIGHTS_CHECKS):
+            document["weights"] = _WEIGHTS
         validate(document, "request", where="request")
         return document
 
     def watch(self, container: str, user: str, out: Path) -> None:
         """While it runs: note what it holds on the GPU, and let a check that waits for that go on."""
-        if self.tier != "gpu":
+        if self.card is None:
             return
-        held = sum(host_facts.held_by(container).values())
+        seen = host_facts.held_by(container)
+        held = seen.pop(self.card.uuid, 0)
+        for uuid, other in seen.items():
+            self.held_elsewhere[uuid] = max(other, self.held_elsewhere.get(uuid, 0))
         if held > self.held.get(user, 0):
             self.held[user] = held
         if held:
@@ -251,12 +267,13 @@ class _Session:
             except OSError:
                 return
 
-    def facts(self, image: dict[str, Any]) -> list[Fact]:
+    def facts(self, fetched: containers.Fetched) -> list[Fact]:
         """All that the host knows by itself."""
-        engine = self.engine.facts
+        engine, image = self.engine.facts, fetched.attributes
         known: dict[str, Any] = {
             "digest": str(self.ref.digest),
-            "image.fetch_s": self.fetch_s,
+            "image.fetch_s": fetched.seconds,
+            "image.pulled": fetched.pulled,
             "image.id": image["Id"],
             "image.size_bytes": image.get("Size"),
             "image.platform": f"{image.get('Os')}/{image.get('Architecture')}",
@@ -273,51 +290,21 @@ class _Session:
             "artefacts": [artefact.to_json() for artefact in self.artefacts],
             "mtbuild.runtime_expected": self.runtime,
         }
-        if self.tier == "gpu" and self.attachment is not None:
-            found = host_facts.gpus()
-            first = found[0]
+        if self.card is not None and self.attachment is not None:
             known |= {
-                "gpu.name": first.name,
-                "gpu.sm": first.sm,
-                "gpu.uuid": first.uuid,
-                "gpu.memory_bytes": first.memory_bytes,
-                "gpu.driver": first.driver,
-                "gpu.driver_cuda": first.cuda,
-                "gpu.count": len(found),
+                "gpu.name": self.card.name,
+                "gpu.sm": self.card.sm,
+                "gpu.uuid": self.card.uuid,
+                "gpu.index": self.card.index,
+                "gpu.memory_bytes": self.card.memory_bytes,
+                "gpu.driver": self.card.driver,
+                "gpu.driver_cuda": self.card.cuda,
+                "gpu.count": self.cards,
                 "gpu.attached_by": self.attachment.way,
                 "gpu.held_bytes": dict(self.held),
+                "gpu.held_elsewhere_bytes": dict(self.held_elsewhere),
             }
         return [Fact(name=name, value=value, observed_by="host") for name, value in known.items()]
-
-
-def _lay_out(folder: Path, request: dict[str, Any]) -> dict[Path, tuple[str, str]]:
-    """Copy the suite and the request to where any user of a container can read them."""
-    suite, out = folder / "suite", folder / "out"
-    for file in _suite_files():
-        target = suite / file.relative_to(SUITE)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, target)
-    (folder / "request.json").write_text(json.dumps(request, indent=2), encoding="utf-8")
-    out.mkdir()
-    for place in (suite, *suite.rglob("*"), folder / "request.json"):  # whatever this process's umask is
-        place.chmod(0o755 if place.is_dir() else 0o644)
-    out.chmod(0o777)
-    return {
-        suite.resolve(): ("/mtbuild/suite", "ro"),
-        (folder / "request.json").resolve(): ("/mtbuild/request.json", "ro"),
-        out.resolve(): ("/mtbuild/out", "rw"),
-    }
-
-
-def _suite_files() -> list[Path]:
-    return sorted(path for path in SUITE.rglob("*") if path.suffix in (".py", ".json"))
-
-
-def _limit_s(checks: tuple[str, ...]) -> float:
-    """The sum of the checks' own limits; the suite is asked, since nothing here imports it."""
-    listed = run([sys.executable, SUITE, "--list"], timeout_s=60).output
-    limits = {check["id"]: check["limit_s"] for check in json.loads(listed)}
-    return float(sum(limits.get(name, 0) for name in checks)) + _SLACK_S
 
 
 def _read(
@@ -379,6 +366,15 @@ def _tell(line: str, note: Note) -> None:
             note(f"{sign} {event['check']:<19}{event['seconds']:6.1f} s  {text[:160]}")
     except (ValueError, KeyError, TypeError):
         return
+
+
+def _limits(weights: Path | None) -> containers.Limits:
+    """Real checkpoints pass through the host's memory on their way to the GPU; a tiny model's are small."""
+    if weights is None:
+        return containers.Limits()
+    usual = containers.Limits()
+    most = int(host_facts.host_memory_bytes() * 0.85)
+    return containers.Limits(memory_bytes=max(usual.memory_bytes, most))
 
 
 def _any_user() -> str:

@@ -42,14 +42,14 @@ class Size:
 class Studio:
     """A worker with a tiny model on one device, and the frames of whatever it makes."""
 
-    def __init__(self, folder: Path, device: str) -> None:
-        self.folder, self.device = folder, device
-        self.models = folder / "models"
+    def __init__(self, folder: Path, device: str, weights: Path | None = None) -> None:
+        self.folder, self.device, self.weights = folder, device, weights
+        self.models = weights or folder / "models"
         self.seconds: dict = {}
         self.frames = None
 
     def prepare(self) -> None:
-        """Write the model, verify it, and start the handler's worker on it."""
+        """Write the model (where no weights are given), verify it, and start the handler's worker on it."""
         with self.timed("import_s"):
             import torch
 
@@ -58,12 +58,13 @@ class Studio:
             from multitalk_runtime.defaults import AUDIO, IMAGE
             from multitalk_runtime.settings import Settings
             from multitalk_runtime.tiny import write_tiny
-        # Of a tiny model's tensors there is so little to share that threads wait longer than they work: on a
-        # busy machine two take eight times as long as one.
-        torch.set_num_threads(1)
         self.image, self.audio = IMAGE, AUDIO
-        with self.timed("tiny_s"):
-            write_tiny(self.models)
+        if self.weights is None:
+            # Of a tiny model's tensors there is so little to share that threads wait longer than they work:
+            # on a busy machine two take eight times as long as one.
+            torch.set_num_threads(1)
+            with self.timed("tiny_s"):
+                write_tiny(self.models)
         with self.timed("verify_s"):
             self._verify()
         settings = Settings.from_environment({"MODEL_PATH": str(self.models), "MT_DEVICE": self.device})
@@ -82,7 +83,7 @@ class Studio:
         """Through the handler, with the built-in inputs: (the video's file, what the reply says of it)."""
         from multitalk_runtime.handler import make_handler
 
-        reports: list = []
+        self.reports = reports = []
         handle = make_handler(self.worker, report=lambda job, state: reports.append(state))
         job = {"prompt": PROMPT, "frame_num": size.job_frames, "sample_steps": size.job_steps, "seed": 7}
         with self.timed("job_s"):
@@ -156,6 +157,9 @@ class Studio:
             stdin=subprocess.DEVNULL,
         )
         if done.returncode != 0:
+            if self.weights is not None:
+                msg = f"mtmodels verify refuses the weights: {(done.stdout + done.stderr).strip()[-1500:]}"
+                raise Wrong(msg, "files are missing, cut short or of another model")
             msg = f"mtmodels verify refuses the tiny model: {(done.stdout + done.stderr).strip()[-300:]}"
             raise Wrong(
                 msg,

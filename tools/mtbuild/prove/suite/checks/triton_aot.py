@@ -29,13 +29,15 @@ def run(ctx: Context) -> CheckResult:
     os.environ["TRITON_CACHE_DIR"] = str(cache)
     os.environ.pop("TRITON_INTERPRET", None)
     before = sum(1 for _ in cache.rglob("*"))
-    from kernels import all_kernels, compile_for
+    from kernels import all_kernels, compile_for, runs_on
 
     kernels = all_kernels()
     sizes, started, first = {}, time.monotonic(), None
     for kernel in kernels:
         for target in ctx.targets:
             capability = int(target.replace(".", ""))
+            if not runs_on(kernel, capability):
+                continue
             try:
                 compiled = compile_for(kernel, capability)
                 cubin, ptx = compiled.asm["cubin"], compiled.asm["ptx"]

@@ -25,12 +25,15 @@ def run(ctx: Context) -> CheckResult:
     os.environ["TRITON_CACHE_DIR"] = str(cache)
     os.environ.pop("TRITON_INTERPRET", None)
     import torch
-    from kernels import all_kernels, error_of
+    from kernels import all_kernels, error_of, runs_on
 
     before = sum(1 for _ in cache.rglob("*"))
     held = torch.ones(_HELD, dtype=torch.uint8, device="cuda")
     errors, first, started = {}, None, time.monotonic()
+    major, minor = torch.cuda.get_device_capability()
     for kernel in all_kernels():
+        if not runs_on(kernel, 10 * major + minor):
+            continue
         try:
             error, allowed = error_of(kernel, "cuda")
         except Exception as problem:
