@@ -35,6 +35,16 @@ NOW = datetime(2026, 11, 22, 12, 0, 0, tzinfo=UTC)
 USERS = ("65532:65532", "1234567890:0")
 H200 = {"name": "NVIDIA H200", "sm": "9.0", "driver": "580.95.05"}
 RTX4090 = {"name": "NVIDIA GeForce RTX 4090", "sm": "8.9", "driver": "570.124.06"}
+SHUT_IN: dict[str, Any] = {  # as `prove/container.py` reads it back from the engine
+    "read_only": True,
+    "network": "none",
+    "cap_drop": ["ALL"],
+    "cap_add": [],
+    "privileged": False,
+    "security_opt": ["no-new-privileges"],
+    "memory_bytes": 12 * 2**30,
+    "pids": 1024,
+}
 
 BASE = Base(name="bookworm", kind="bootstrap", glibc="2.36", python=("3.11",), suite="bookworm")
 
@@ -125,7 +135,10 @@ def report_of(
         for check in required
         if bad.get(check) != "absent"
     )
-    facts = [Fact(name="digest", value=str(ref.digest), observed_by="host")]
+    facts = [
+        Fact(name="digest", value=str(ref.digest), observed_by="host"),
+        Fact(name="container.settings", value={user: dict(SHUT_IN) for user in USERS}, observed_by="host"),
+    ]
     if gpu is not None:
         facts += [Fact(name=f"gpu.{name}", value=value, observed_by="host") for name, value in gpu.items()]
         facts.append(Fact(name="gpu.held_bytes", value={USERS[0]: 2**30}, observed_by="host"))

@@ -21,17 +21,22 @@ from publish_samples import (
     signed,
 )
 
+from mtbuild.digest import Digest
 from mtbuild.publish import catalog, dsse
 from mtbuild.publish.dsse import UnverifiedError
 from mtbuild.publish.keys import Keys
-from mtbuild.publish.promote import publish
+from mtbuild.publish.pick import NoPickError, Wish, pick
+from mtbuild.publish.promote import RefusedError, publish
 from mtbuild.publish.registry import MANIFEST, Manifest
+from mtbuild.publish.verify import parse_name, verify
 
 if TYPE_CHECKING:
+    from datetime import datetime
     from pathlib import Path
 
     from mtbuild.paths import Paths
     from mtbuild.plan.cell import Cell
+    from mtbuild.prove.report import SmokeReport
     from mtbuild.publish.catalog import Catalog
     from mtbuild.publish.registry import Repository
 
@@ -158,7 +163,15 @@ def test_what_does_not_fit_the_schema_is_named(history: Catalog) -> None:
     with pytest.raises(UnverifiedError) as caught:
         catalog.Catalog.from_bytes(json.dumps(data).encode())
     assert "entries.0.image.torch" in caught.value.message
-    for body in (b"", b"[]", b'{"schema": 2}'):
+    del data["entries"][0]["image"], data["entries"][0]["expires"]
+    with pytest.raises(UnverifiedError, match=r"entries\.0: '(image|expires)' is a required property"):
+        catalog.Catalog.from_bytes(json.dumps(data).encode())
+    for body in (
+        b"",
+        b"[]",
+        b'{"schema": 2}',
+        b'{"schema": 3, "repository": "a/b", "updated": "", "entries": []}',
+    ):
         with pytest.raises(UnverifiedError):
             catalog.Catalog.from_bytes(body)
 
@@ -184,3 +197,99 @@ def test_the_newest_run_on_a_gpu_is_the_one_that_is_listed(
     runs = {run.device.name: run for run in read.entries[-2].runs if run.device}
     assert runs[RTX4090["name"]].passed
     assert len(runs) == 2
+
+
+def schema_1(made: Catalog) -> Catalog:
+    """As it was written before entries said when they expire."""
+    entries = tuple(
+        replace(
+            entry,
+            expires=None,
+            objections=(),
+            runs=tuple(replace(run, expires=None) for run in entry.runs),
+        )
+        for entry in made.entries
+    )
+    return replace(made, entries=entries, schema=1)
+
+
+def test_a_catalog_of_schema_1_is_read_and_the_next_publication_makes_it_anew(
+    history: Catalog, release: Repository, keys: Keys
+) -> None:
+    old = schema_1(history)
+    assert "expires" not in json.loads(old.to_bytes())["entries"][0]
+    catalog._write(release, old, keys)
+    assert catalog.read(release, keys.trusted) == old
+    assert catalog.update(release, history.entries[0].digest, keys)
+    assert catalog.read(release, keys.trusted) == history
+
+
+def test_an_entry_says_when_its_proof_is_too_old(history: Catalog) -> None:
+    finished = NOW - timedelta(hours=1)
+    end = f"{finished + timedelta(days=90):%Y-%m-%dT%H:%M:%SZ}"
+    assert {entry.expires for entry in history.entries} == {end}
+    assert {run.expires for entry in history.entries for run in entry.runs} == {end}
+    assert all(entry.objections == () for entry in history.entries)
+
+
+@pytest.mark.parametrize("gpu", [None, RTX4090], ids=["cpu", "another-gpu"])
+def test_pick_and_verify_agree_after_a_newer_suite_found_a_failure(
+    history: Catalog,
+    release: Repository,
+    staging: Repository,
+    keys: Keys,
+    paths: Paths,
+    gpu: dict[str, str] | None,
+) -> None:
+    """A released digest fails by a suite that asks more: neither offers it until a new run passes."""
+    entry = history.entries[-2]
+    assert (entry.channel, entry.image.created) == ("verified", "2026-11-22T00:00:00Z")
+    name = f"{release.name}:{entry.image.tag}@{entry.digest}"
+    wish = Wish.of(gpu="H200", sm=None, driver=None, vram_gib=None, channel="verified", expected=False)
+    build = build_of(staging, release.manifest(entry.digest), created=entry.image.created)
+    newer = Digest.of(b"a suite that asks more")
+    moment = NOW + timedelta(days=1)
+
+    def runs(*reports: SmokeReport, suite: Digest) -> None:
+        publish(
+            build.ref,
+            cell=V73,
+            build=build,
+            envelopes=[signed(report, build, keys) for report in reports],
+            release=release.name,
+            channel="verified",
+            paths=paths,
+            keys=keys,
+            policy=replace(policy_of(build, keys, channel="verified"), suite=suite),
+            now=moment,
+        )
+
+    def answers(at: datetime) -> tuple[bool, bool]:
+        listed = catalog.read(release, keys.trusted)
+        assert listed is not None
+        try:
+            picked = pick(listed, wish, now=at).winner.entry.digest == entry.digest
+        except NoPickError:
+            picked = False
+        steps = verify(release, parse_name(name), keys.trusted, now=at)
+        return picked, all(step.passed for step in steps)
+
+    assert answers(moment) == (True, True)
+    bad = report_of(build.ref, gpu=gpu, finished=NOW, bad={"imports.wan": "failed"}, suite=newer)
+    with pytest.raises(RefusedError):
+        runs(bad, suite=newer)
+    assert answers(moment) == (False, False)
+    listed = catalog.rebuild(release, keys)
+    told = {e.image.tag: e for e in listed.entries}[entry.image.tag]
+    assert "imports.wan" in told.objections[0]
+    assert told.expires is None
+    assert answers(NOW + timedelta(days=200)) == (False, False)  # a failure does not wear off
+    again = {"finished": moment, "suite": newer}
+    runs(
+        report_of(build.ref, gpu=gpu, **again),
+        report_of(build.ref, gpu=H200, **again),
+        suite=newer,
+    )
+    assert answers(moment) == (True, True)
+    assert answers(moment + timedelta(days=90)) == (True, True)
+    assert answers(moment + timedelta(days=90, seconds=1)) == (False, False)

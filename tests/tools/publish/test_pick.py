@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -21,13 +22,23 @@ from mtbuild.publish.vsa import Image
 H200 = Device(name="NVIDIA H200", sm="9.0", driver="580.95.05", vram_gib=140.0)
 RTX4090 = Device(name="NVIDIA GeForce RTX 4090", sm="8.9", driver="570.124.06", vram_gib=24.0)
 L40S = Device(name="NVIDIA L40S", sm="8.9", driver="570.124.06", vram_gib=48.0)
+NOW = datetime(2026, 11, 24, 12, 0, 0, tzinfo=UTC)
+NEVER = "2999-01-01T00:00:00Z"
 AMPERE_TO_HOPPER = ("8.0", "8.6", "8.9", "9.0")
 
 
 def run_on(device: Device | None, *, passed: bool = True, finished: str = "2026-11-22T11:00:00Z") -> Run:
     tier = "cpu" if device is None else "gpu"
     evidence = Digest.of(repr((device, passed, finished)).encode())
-    return Run(tier=tier, device=device, passed=passed, finished=finished, evidence=evidence)
+    end = datetime.fromisoformat(finished) + timedelta(days=90)
+    return Run(
+        tier=tier,
+        device=device,
+        passed=passed,
+        finished=finished,
+        evidence=evidence,
+        expires=f"{end:%Y-%m-%dT%H:%M:%SZ}",
+    )
 
 
 def entry(torch: str, *runs: Run, channel: str = "verified", **changes: Any) -> Entry:
@@ -58,10 +69,11 @@ def entry(torch: str, *runs: Run, channel: str = "verified", **changes: Any) -> 
         verdict=Digest.of(b"verdict"),
         image=Image(**{**known, **changes}),
         runs=runs,
+        expires=max((run.expires for run in runs if run.passed and run.expires), default=NEVER),
     )
 
 
-def choose(*entries: Entry, **wish: Any) -> Choice:
+def choose(*entries: Entry, now: datetime = NOW, **wish: Any) -> Choice:
     known = {
         "gpu": None,
         "sm": None,
@@ -70,7 +82,7 @@ def choose(*entries: Entry, **wish: Any) -> Choice:
         "channel": "verified",
         "expected": False,
     }
-    return pick(Catalog(repository="ghcr.io/acme/mt", entries=entries), Wish.of(**{**known, **wish}))
+    return pick(Catalog(repository="ghcr.io/acme/mt", entries=entries), Wish.of(**{**known, **wish}), now=now)
 
 
 def why_none(*entries: Entry, **wish: Any) -> str:
@@ -91,13 +103,61 @@ def test_what_ran_on_this_gpu_wins_over_what_is_newer() -> None:
     assert "/cache:exec" in choice.docker_run
 
 
-def test_what_failed_on_a_cpu_since_is_not_offered() -> None:
+def test_what_the_gate_refuses_since_is_not_offered() -> None:
+    refused = replace(
+        entry("2.7.1", run_on(H200)),
+        expires=None,
+        objections=("generate (as 65532:65532) failed on a CPU: x",),
+    )
+    message = why_none(refused, gpu="H200", driver="580.95")
+    assert "refused since it came out: generate (as 65532:65532) failed on a CPU: x" in message
+    older = entry("2.7.1", run_on(H200), tag="older")
+    assert choose(refused, older, gpu="H200").winner.entry == older
+
+
+def test_expired_evidence_is_no_evidence() -> None:
+    only = entry("2.7.1", run_on(H200))
+    assert only.expires == "2027-02-20T11:00:00Z"
+    end = datetime(2027, 2, 20, 11, 0, 0, tzinfo=UTC)
+    assert choose(only, gpu="H200", now=end).to_json()["expires"] == only.expires
+    with pytest.raises(NoPickError) as caught:
+        choose(only, gpu="H200", expected=True, now=end + timedelta(seconds=1))
+    assert "its evidence expired on 2027-02-20T11:00:00Z: smoke it again" in caught.value.message
+    assert "mtbuild smoke" in caught.value.fix
+    fresh = entry("2.7.1", run_on(H200, finished="2027-01-01T00:00:00Z"), tag="fresh")
+    choice = choose(only, fresh, gpu="H200", now=end + timedelta(days=1))
+    assert choice.winner.entry == fresh
+    assert choice.others[0].lost.startswith("its evidence expired on")
+
+
+def test_a_run_that_is_too_old_no_longer_vouches_for_its_gpu() -> None:
+    """Another model's fresh run keeps the image public, but says nothing of this one."""
+    both = entry("2.7.1", run_on(RTX4090), run_on(H200, finished="2027-01-01T00:00:00Z"))
+    late = datetime(2027, 3, 1, tzinfo=UTC)
+    assert choose(both, gpu="H200", now=late).winner.match == "same-gpu"
+    with pytest.raises(NoPickError, match="its run on NVIDIA GeForce RTX 4090 is too old since 2027-02-20"):
+        choose(both, gpu="RTX 4090", now=late)
+    untried = choose(both, gpu="RTX 4090", expected=True, now=late).winner
+    assert (untried.match, untried.run and untried.run.device) == ("expected", RTX4090)
+    # a failure never wears off
+    bad = entry("2.7.1", run_on(RTX4090, passed=False), run_on(H200, finished="2027-01-01T00:00:00Z"))
+    with pytest.raises(NoPickError, match="failed on NVIDIA GeForce RTX 4090"):
+        choose(bad, gpu="RTX 4090", expected=True, now=late)
+
+
+def test_a_catalog_of_schema_1_does_not_say_and_pick_says_so() -> None:
+    def old(one: Entry) -> Entry:
+        return replace(one, expires=None, runs=tuple(replace(run, expires=None) for run in one.runs))
+
+    choice = choose(old(entry("2.7.1", run_on(H200))), gpu="H200", now=NOW + timedelta(days=1000))
+    assert choice.winner.match == "same-gpu"
+    assert any("does not say when evidence expires" in note for note in choice.winner.notes)
     bad = run_on(None, passed=False, finished="2026-11-23T11:00:00Z")
     assert "failed its newest run on a CPU (2026-11-23" in why_none(
-        entry("2.7.1", run_on(H200), bad), gpu="H200", driver="580.95"
+        old(entry("2.7.1", run_on(H200), bad)), gpu="H200", driver="580.95"
     )
     assert "failed its newest run on a CPU" in why_none(
-        entry("2.7.1", bad, channel="checked"), channel="checked"
+        old(entry("2.7.1", bad, channel="checked")), channel="checked"
     )
 
 

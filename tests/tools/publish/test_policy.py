@@ -124,6 +124,45 @@ def test_the_newest_run_on_each_gpu_decides() -> None:
     assert rules(VERIFIED, *tie) == {"not-passed"}
 
 
+def test_a_failure_that_a_newer_suite_found_counts_until_a_newer_run_passes() -> None:
+    newer = Digest.of(b"a suite that asks more")
+    old, new = NOW - timedelta(hours=5), NOW - timedelta(hours=1)
+    fine = said(finished=old)
+    found = said(finished=new, suite=newer, bad={"generate": "failed"})
+    assert rules(CHECKED, fine, found) == {"failed"}
+    # ... also in a check that this policy has never heard of
+    extra = replace(
+        found.report,
+        required=(*found.report.required, "new.check"),
+        results=tuple(
+            replace(result, check="new.check") if result.status == "failed" else replace(result)
+            for result in found.report.results
+        ),
+    )
+    unheard = replace(found, report=extra)
+    assert "failed" in rules(CHECKED, fine, unheard)
+    # ... and where only that GPU model failed, it no longer vouches
+    on_gpu = said(gpu=H200, finished=new, suite=newer, bad={"triton.jit": "failed"})
+    assert rules(VERIFIED, said(gpu=H200, finished=old), on_gpu) == {"not-passed"}
+    assert judge(DIGEST, [said(gpu=RTX4090), on_gpu], VERIFIED, now=NOW).passed
+    assert judge(DIGEST, [fine, found, said(finished=NOW)], CHECKED, now=NOW).passed
+    # a pass of another suite proves nothing and takes nothing back
+    assert "failed" in rules(CHECKED, fine, found, said(finished=NOW, suite=newer))
+    assert judge(DIGEST, [fine, said(finished=new, suite=newer)], CHECKED, now=NOW).used == (fine.envelope,)
+
+
+def test_a_pass_wears_off_and_a_failure_does_not() -> None:
+    fine, late = said(gpu=H200, finished=NOW - timedelta(days=30)), NOW + timedelta(days=61)
+    verdict = judge(DIGEST, [fine], VERIFIED, now=NOW)
+    assert verdict.expires == "2027-01-21T12:00:00Z"
+    assert verdict.to_json()["expires"] == verdict.expires
+    over = judge(DIGEST, [fine], VERIFIED, now=late)
+    assert (over.passed, over.expires, [f.rule for f in over.findings]) == (False, "", ["expired"])
+    bad = said(finished=NOW - timedelta(days=200), bad={"compiler": "failed"})
+    assert rules(CHECKED, bad, said(gpu=H200)) == {"failed"}
+    assert judge(DIGEST, [bad, said(), said(gpu=H200)], CHECKED, now=NOW).passed
+
+
 def test_one_gpu_may_fail_what_another_proves_but_not_what_needs_no_gpu() -> None:
     fine = said(gpu=H200)
     assert judge(DIGEST, [fine, said(gpu=RTX4090, bad={"triton.jit": "failed"})], VERIFIED, now=NOW).passed
@@ -230,6 +269,30 @@ def test_runs_are_never_added_up(data: st.DataObject) -> None:
         for gpu, lacking in ((H200, first), (RTX4090, second))
     ]
     assert not judge(DIGEST, runs, VERIFIED, now=NOW).passed
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_a_yes_ends_at_its_expiry_and_never_comes_back(data: st.DataObject) -> None:
+    ages = st.integers(0, 24 * 200)
+    runs = data.draw(
+        st.lists(
+            st.builds(
+                lambda gpu, hours, bad, suite: said(
+                    gpu=gpu, finished=NOW - timedelta(hours=hours), bad=bad, suite=Digest.of(suite)
+                ),
+                st.sampled_from([None, H200, RTX4090]),
+                ages,
+                st.sampled_from([{}, {}, {"compiler": "failed"}, {"generate": "skipped"}]),
+                st.sampled_from([b"the suite", b"the suite", b"another"]),
+            ),
+            max_size=5,
+        )
+    )
+    verdict = judge(DIGEST, runs, CHECKED, now=NOW)
+    later = NOW + timedelta(hours=data.draw(ages))
+    expected = verdict.passed and f"{later:%Y-%m-%dT%H:%M:%SZ}" <= verdict.expires
+    assert judge(DIGEST, runs, CHECKED, now=later).passed == expected
 
 
 @settings(max_examples=100, deadline=None)

@@ -85,4 +85,5 @@ def _print(listed: Catalog, *, as_json: bool) -> None:
         on = [
             f"{run.device.name if run.device else 'CPU'} {'✓' if run.passed else '✗'}" for run in entry.runs
         ]
-        click.echo(f"  {entry.channel:<8}  {entry.image.tag}  {entry.digest.short}  {', '.join(on)}")
+        until = "REFUSED since" if entry.objections else f"until {entry.expires or '?'}"
+        click.echo(f"  {entry.channel:<8}  {entry.image.tag}  {entry.digest.short}  {until}  {', '.join(on)}")

@@ -102,6 +102,7 @@ def _show(choice: Choice) -> None:
             f"  evidence  {run.evidence}  {'passed' if run.passed else 'FAILED'} on {on}, {run.finished}"
         )
     click.echo(f"  verdict   {winner.entry.verdict}  {winner.entry.channel} on {winner.entry.verified_at}")
+    click.echo(f"  expires   {winner.entry.expires or 'not told by this catalog'}")
     click.echo(f"  run       {choice.docker_run}")
     click.echo(f"  verify    mtbuild verify {choice.name}")
     if choice.others:
@@ -113,6 +114,8 @@ def _show(choice: Choice) -> None:
 def _why(choice: Choice) -> str:
     run = choice.winner.run
     if run is not None and run.device is not None:
+        if choice.winner.match == "expected":
+            return f"its run on {run.device.name} is too old ({run.finished})"
         return f"passed on {run.device.name} with driver {run.device.driver} ({run.finished})"
     if choice.wish.sm is None:
         return "no GPU was named, and none vouches for it"

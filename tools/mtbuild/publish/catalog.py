@@ -2,13 +2,16 @@
 
 An OCI artefact at `<release>:catalog`: the JSON, and a signed statement about it. It holds nothing of its
 own: every entry is made from a write-once tag, the verdict that names that tag, and the evidence attached
-to the digest, so `rebuild` gives the same bytes as a history of publications.
+to the digest, so `rebuild` gives the same bytes as a history of publications. An entry says what the gate
+says of all that evidence, so `pick` and `verify` give one answer: what stands against the image, and when the
+proof of it is too old (docs/decisions/0004).
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
@@ -20,6 +23,7 @@ from mtbuild.errors import InfrastructureError, MtbuildError
 from mtbuild.publish import dsse, evidence, vsa
 from mtbuild.publish.dsse import Envelope, UnverifiedError
 from mtbuild.publish.evidence import STATEMENT, Device, payload_of
+from mtbuild.publish.policy import end_of, hears, standing
 from mtbuild.publish.referrers import attached
 from mtbuild.publish.registry import MANIFEST, Descriptor, Manifest
 from mtbuild.publish.vsa import VSA, Image
@@ -37,24 +41,33 @@ __all__ = ["TAG", "Catalog", "Entry", "Run", "proof_of", "read", "rebuild", "upd
 TAG = "catalog"
 MEDIA_TYPE = "application/vnd.mtbuild.catalog.v1+json"
 PREDICATE = "tag:mtbuild,2026:catalog/v1"
-SCHEMA = 1
+SCHEMA = 2
 _LIMIT = 64 * 2**20
+_TIME = "%Y-%m-%dT%H:%M:%SZ"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One smoke run of a digest: the newest on its GPU model, or on a CPU. `evidence` is its envelope."""
+    """One smoke run of a digest: the newest on its GPU model, or on a CPU. `evidence` is its envelope.
+
+    `expires` is when a pass is too old to vouch; None where the catalog does not say (schema 1).
+    """
 
     tier: str
     device: Device | None
     passed: bool
     finished: str
     evidence: Digest
+    expires: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One released digest in one channel. `verdict` is the envelope of the summary that let it out."""
+    """One released digest in one channel. `verdict` is the envelope of the summary that let it out.
+
+    `objections` are what the gate now has against it (empty: nothing), `expires` when its proof is too old;
+    None where there is an objection, and in a catalog of schema 1, which said neither.
+    """
 
     digest: Digest
     channel: str
@@ -62,6 +75,8 @@ class Entry:
     verdict: Digest
     image: Image
     runs: tuple[Run, ...]
+    expires: str | None = None
+    objections: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -69,6 +84,8 @@ class Entry:
             "channel": self.channel,
             "verified_at": self.verified_at,
             "verdict": str(self.verdict),
+            "expires": self.expires,
+            "objections": list(self.objections),
             "image": self.image.to_json(),
             "runs": [{**asdict(run), "evidence": str(run.evidence)} for run in self.runs],
         }
@@ -91,6 +108,8 @@ class Entry:
                 )
                 for run in data["runs"]
             ),
+            expires=data.get("expires"),
+            objections=tuple(data.get("objections", ())),
         )
 
 
@@ -100,6 +119,7 @@ class Catalog:
 
     repository: str
     entries: tuple[Entry, ...]
+    schema: int = SCHEMA
 
     @property
     def updated(self) -> str:
@@ -110,16 +130,16 @@ class Catalog:
     def to_bytes(self) -> bytes:
         """Canonical: the same entries give the same bytes."""
         data = {
-            "schema": SCHEMA,
+            "schema": self.schema,
             "repository": self.repository,
             "updated": self.updated,
-            "entries": [entry.to_json() for entry in self.entries],
+            "entries": [_of_schema(entry.to_json(), self.schema) for entry in self.entries],
         }
         return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
     @classmethod
     def from_bytes(cls, body: bytes, *, where: str = "catalog") -> Catalog:
-        """From its JSON; UnverifiedError naming the key where it does not fit the schema."""
+        """From its JSON, schema 2 or 1; UnverifiedError naming the key where it does not fit the schema."""
         fix = "`mtbuild catalog rebuild` makes it anew from tags and evidence"
         try:
             data = json.loads(body)
@@ -131,7 +151,15 @@ class Catalog:
             msg = f"{key}: {problem.message[:300]}"
             raise UnverifiedError(msg, where=where, fix=fix)
         entries = tuple(Entry.from_json(entry) for entry in data["entries"])
-        return cls(repository=data["repository"], entries=entries)
+        return cls(repository=data["repository"], entries=entries, schema=data["schema"])
+
+
+def _of_schema(entry: dict[str, Any], schema: int) -> dict[str, Any]:
+    if schema == 1:
+        del entry["expires"], entry["objections"]
+        for run in entry["runs"]:
+            del run["expires"]
+    return entry
 
 
 @cache
@@ -166,43 +194,60 @@ def proof_of(
 
 
 def _entries(statements: Sequence[Statement], summaries: Sequence[Summary], digest: Digest) -> list[Entry]:
+    latest: dict[str, Summary] = {}
+    for summary in summaries:
+        held = latest.get(summary.image.tag)
+        key = (summary.verified_at, str(summary.envelope))
+        if held is None or key > (held.verified_at, str(held.envelope)):
+            latest[summary.image.tag] = summary
+    # No clock: judged as of the last time that somebody looked, so the same evidence gives the same bytes.
+    looked = max((_moment(summary.verified_at) for summary in summaries), default=datetime.now(UTC))
+    return [
+        _entry(digest, summary, statements, looked)
+        for summary in latest.values()
+        if summary.envelope is not None
+    ]
+
+
+def _entry(digest: Digest, summary: Summary, statements: Sequence[Statement], looked: datetime) -> Entry:
+    assert summary.envelope is not None
+    policy = summary.policy
+    found = standing(digest, statements, policy, now=looked)
     newest: dict[tuple[str, str], Run] = {}
     for statement in statements:
-        if statement.subject != digest or statement.envelope is None:
+        if statement.envelope is None or not hears(digest, statement, policy, now=looked):
             continue
-        report, device = statement.report, statement.device
-        if report.tier == "gpu" and device is None:
-            continue
+        device, end = statement.device, end_of(statement, policy)
         run = Run(
-            tier=report.tier,
+            tier=statement.report.tier,
             device=device,
-            passed=report.passed(),
-            finished=report.finished,
+            passed=statement.report.passed(),
+            finished=statement.report.finished,
             evidence=statement.envelope,
+            expires=_text(end) if end is not None else None,
         )
         group = (run.tier, device.name if device else "")
         held = newest.get(group)
         if held is None or _order(run) > _order(held):
             newest[group] = run
-    runs = tuple(newest[group] for group in sorted(newest))
-    latest: dict[str, Summary] = {}
-    for summary in summaries:
-        held_summary = latest.get(summary.image.tag)
-        key = (summary.verified_at, str(summary.envelope))
-        if held_summary is None or key > (held_summary.verified_at, str(held_summary.envelope)):
-            latest[summary.image.tag] = summary
-    return [
-        Entry(
-            digest=digest,
-            channel=summary.policy.channel,
-            verified_at=summary.verified_at,
-            verdict=summary.envelope,
-            image=summary.image,
-            runs=runs,
-        )
-        for summary in latest.values()
-        if summary.envelope is not None
-    ]
+    return Entry(
+        digest=digest,
+        channel=policy.channel,
+        verified_at=summary.verified_at,
+        verdict=summary.envelope,
+        image=summary.image,
+        runs=tuple(newest[group] for group in sorted(newest)),
+        expires=_text(found.expires) if found.expires is not None else None,
+        objections=tuple(finding.message for finding in found.reasons) if found.expires is None else (),
+    )
+
+
+def _moment(text: str) -> datetime:
+    return datetime.strptime(text, _TIME).replace(tzinfo=UTC)
+
+
+def _text(moment: datetime) -> str:
+    return moment.astimezone(UTC).strftime(_TIME)
 
 
 def _order(run: Run) -> tuple[str, bool, str]:
@@ -279,6 +324,10 @@ def update(
         current = read(repository, keys.trusted)
     except UnverifiedError as error:
         note(f"{error}\nmaking it anew")
+        rebuild(repository, keys, note=note)
+        return True
+    if current is not None and current.schema != SCHEMA:
+        note(f"{repository.name}:{TAG} has schema {current.schema}; making it anew")
         rebuild(repository, keys, note=note)
         return True
     statements, summaries = proof_of(repository, digest, keys.trusted, note=note)

@@ -1,12 +1,15 @@
 """Choose one released image for a GPU and a driver, and say why the others lost. Pure.
 
 Match classes, best first: `same-gpu` (passed on this model), `same-sm` (passed on this capability),
-`expected` (has code for it, never ran there: only on request). `known-bad` failed there and never wins.
+`expected` (has code for it, never ran there: only on request). `known-bad` failed there and never wins. A run
+that is too old vouches for nothing, an image whose proof is too old or which the gate now refuses is not
+offered: `verify` would say no to it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 from packaging.version import InvalidVersion, Version
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Candidate", "Choice", "NoPickError", "Wish", "pick"]
 
 Match = Literal["same-gpu", "same-sm", "expected", "known-bad"]
+_EXPIRED = "its evidence expired on"
 _RANK: dict[Match, int] = {"same-gpu": 3, "same-sm": 2, "expected": 1, "known-bad": 0}
 
 
@@ -121,6 +125,7 @@ class Choice:
             "repository": self.repository,
             "docker_run": self.docker_run,
             "match": self.winner.match,
+            "expires": self.winner.entry.expires,
             "notes": list(self.winner.notes),
             "entry": self.winner.entry.to_json(),
             "others": [
@@ -135,9 +140,13 @@ class Choice:
         }
 
 
-def pick(catalog: Catalog, wish: Wish) -> Choice:
-    """The best entry for a wish; NoPickError with every entry's reason if none fits."""
-    candidates = [_candidate(entry, wish) for entry in catalog.entries]
+def pick(catalog: Catalog, wish: Wish, *, now: datetime | None = None) -> Choice:
+    """The best entry for a wish at the time `now` (aware; else this moment).
+
+    Raises NoPickError with every entry's reason if none fits.
+    """
+    moment = (now or datetime.now(UTC)).astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    candidates = [_candidate(entry, wish, moment) for entry in catalog.entries]
     candidates.sort(key=lambda candidate: (candidate.lost == "", *_worth(candidate)), reverse=True)
     if not candidates or candidates[0].lost:
         msg = f"no image in {catalog.repository} fits {_words(wish)}"
@@ -152,17 +161,22 @@ def pick(catalog: Catalog, wish: Wish) -> Choice:
     return Choice(repository=catalog.repository, wish=wish, winner=winner, others=others)
 
 
-def _candidate(entry: Entry, wish: Wish) -> Candidate:
-    match, run = _match(entry, wish)
+def _candidate(entry: Entry, wish: Wish, now: str) -> Candidate:
+    match, run = _match(entry, wish, now)
     notes: list[str] = []
     lost = ""
-    # The catalog keeps the newest run on a CPU: what failed there fails on every GPU, and `verify` says no.
-    broken = next((one for one in entry.runs if one.device is None and not one.passed), None)
+    # A catalog of schema 1 does not say what stands against an image; what failed on a CPU fails everywhere.
+    mute = entry.expires is None and not entry.objections
+    broken = next((one for one in entry.runs if mute and one.device is None and not one.passed), None)
     floor = highest(entry.image.floors, wish.sm)
     if wish.channel == "verified" and entry.channel != "verified":
         lost = "checked only: no GPU run stands behind it (--channel checked takes it)"
     elif match == "known-bad" and run is not None and run.device is not None:
         lost = f"failed on {run.device.name} ({run.finished}, evidence {run.evidence.short})"
+    elif entry.objections:
+        lost = f"refused since it came out: {'; '.join(entry.objections)}"
+    elif entry.expires is not None and entry.expires < now:
+        lost = f"{_EXPIRED} {entry.expires}: smoke it again and publish that"
     elif broken is not None:
         lost = f"failed its newest run on a CPU ({broken.finished}, evidence {broken.evidence.short})"
     elif wish.sm is not None and not covers(entry.image.targets, wish.sm):
@@ -170,7 +184,12 @@ def _candidate(entry: Entry, wish: Wish) -> Candidate:
     elif wish.driver is not None and not driver_reaches(wish.driver, floor.driver):
         lost = f"needs driver {floor.driver} for {floor.component}; yours is {wish.driver}"
     elif match == "expected" and not wish.expected:
+        old = run is not None and run.device is not None and run.expires is not None
         lost = "never ran on this GPU nor its capability (--expected admits it)"
+        if old and run is not None and run.device is not None:
+            lost = f"its run on {run.device.name} is too old since {run.expires} (--expected admits it)"
+    if mute:
+        notes.append("this catalog (schema 1) does not say when evidence expires; `mtbuild verify` does")
     if run is not None and run.device is not None:
         if wish.driver is not None and Version(wish.driver) < Version(run.device.driver):
             notes.append(f"tried with driver {run.device.driver}, yours is older")
@@ -181,9 +200,13 @@ def _candidate(entry: Entry, wish: Wish) -> Candidate:
     return Candidate(entry=entry, match=match, run=run, lost=lost, notes=tuple(notes))
 
 
-def _match(entry: Entry, wish: Wish) -> tuple[Match, Run | None]:
-    """The class, and the run that decides it: this model's own run before another model's."""
-    tried = [run for run in entry.runs if run.device is not None]
+def _match(entry: Entry, wish: Wish, now: str) -> tuple[Match, Run | None]:
+    """The class, and the run that decides it: this model's own run before another model's.
+
+    `expected` with a run: that one would vouch, were it not too old. A failure never is.
+    """
+    worn = [run for run in entry.runs if run.passed and run.expires is not None and run.expires < now]
+    tried = [run for run in entry.runs if run.device is not None and run not in worn]
     if wish.gpu is not None:
         wanted = normal_name(wish.gpu)
         same = [run for run in tried if run.device is not None and normal_name(run.device.name) == wanted]
@@ -195,7 +218,10 @@ def _match(entry: Entry, wish: Wish) -> tuple[Match, Run | None]:
         return "same-sm", max((run for run in alike if run.passed), key=lambda run: run.finished)
     if alike:
         return "known-bad", max(alike, key=lambda run: run.finished)
-    return "expected", None
+    name = normal_name(wish.gpu) if wish.gpu is not None else ""
+    once = [run for run in worn if run.device is not None]
+    once = [r for r in once if r.device and (normal_name(r.device.name) == name or r.device.sm == wish.sm)]
+    return "expected", max(once, key=lambda run: run.finished, default=None)
 
 
 def _worth(candidate: Candidate) -> tuple[int, bool, bool, Version, str, str]:
@@ -234,6 +260,8 @@ def _words(wish: Wish) -> str:
 
 
 def _fix(wish: Wish, candidates: Sequence[Candidate]) -> str:
+    if any(c.lost.startswith(_EXPIRED) for c in candidates):
+        return "smoke such a digest again (`mtbuild smoke REF@sha256:…`) and publish that evidence"
     if any(c.match == "expected" and "--expected" in c.lost for c in candidates):
         return "smoke one on such a GPU and publish that evidence, or add --expected to take an untried one"
     if wish.channel == "verified" and any(c.entry.channel == "checked" for c in candidates):

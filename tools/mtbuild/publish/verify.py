@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from mtbuild.digest import Digest, Reference
@@ -151,22 +151,16 @@ def _judged(digest: Digest, summary: Summary, statements: Sequence[Statement], n
         )
     ]
     today = judge(digest, statements, summary.policy, now=now)
-    ages = [now - _time(statement) for statement in named]
-    limit = timedelta(days=summary.policy.max_age_days)
     steps.append(
         Step(
             name="it still holds today",
             passed=today.passed,
             seen="; ".join(finding.message for finding in today.findings)
-            or f"newest run {max(0, min(ages, default=limit).days)} day(s) old, limit {limit.days}",
+            or f"until {today.expires} ({summary.policy.max_age_days} days after the newest proof)",
             fix="" if today.passed else "smoke it again and publish that evidence, or pick another image",
         )
     )
     return steps
-
-
-def _time(statement: Statement) -> datetime:
-    return datetime.strptime(statement.report.finished, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
 
 
 def _catalog_step(repository: Repository, digest: Digest, keys: Sequence[PublicKey]) -> Step:

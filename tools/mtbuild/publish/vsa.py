@@ -18,7 +18,7 @@ from mtbuild.publish import dsse
 from mtbuild.publish.dsse import UnverifiedError
 from mtbuild.publish.evidence import STATEMENT, payload_of, predicate_type
 from mtbuild.publish.gpus import Floor
-from mtbuild.publish.policy import POLICY, Policy
+from mtbuild.publish.policy import Policy
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -93,7 +93,7 @@ class Summary:
                 "verifier": {"id": VERIFIER, "version": {"mtbuild": version("mtbuild")}},
                 "timeVerified": self.verified_at,
                 "resourceUri": f"oci://{self.repository}",
-                "policy": {"uri": POLICY, "digest": {"sha256": self.policy.digest.hex}},
+                "policy": {"uri": self.policy.uri, "digest": {"sha256": self.policy.digest.hex}},
                 "inputAttestations": [{"digest": {"sha256": digest.hex}} for digest in self.inputs],
                 "verificationResult": "PASSED",
                 "verifiedLevels": [f"MTBUILD_{self.policy.channel.upper()}"],
@@ -132,7 +132,7 @@ def verify(envelope: Envelope, keys: Iterable[PublicKey], *, where: str = "verdi
         )
         sound = (
             predicate["verificationResult"] == "PASSED"
-            and predicate["policy"] == {"uri": POLICY, "digest": {"sha256": policy.digest.hex}}
+            and predicate["policy"] == {"uri": policy.uri, "digest": {"sha256": policy.digest.hex}}
             and predicate["verifier"]["id"] == VERIFIER
             and summary.inputs
         )
