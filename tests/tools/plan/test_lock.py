@@ -117,8 +117,22 @@ def test_what_does_not_fit_is_refused_in_uvs_own_words(index: Index) -> None:
 
 
 def test_a_version_that_no_index_has(index: Index) -> None:
-    with pytest.raises(InputError, match=r"no version of torch==2\.99"):
-        make_lock(cell(torch="2.99"), index=index)
+    """The error names the very key, and what the index has near it; with `no_deps` as without."""
+    for changes, said, has in (
+        ({"torch": "2.99"}, "the index has no torch 2.99.", "2.10.0"),
+        ({"torch": "2.10.1"}, "the index has no torch 2.10.1. Did you mean '2.10.0'?", "2.10.0"),
+        ({"xformers": "0.0.36", "no_deps": ("xformers",)}, "the index has no xformers 0.0.36.", "0.0.35"),
+        ({"packages": (("Small", "2.0"),)}, "the index has no small 2.0.", "1.0"),
+        ({"packages": (("nowhere", "2.0"),)}, "the index has no project 'nowhere'", "correct its name"),
+    ):
+        name = next(name for name in ("packages", "torch", "xformers") if name in changes)
+        name = str(changes[name][0][0]).lower() if name == "packages" else name
+        places = (("triton", "matrix.yaml:9"), (name, f"matrix.yaml:8 cells[3].{name}"))
+        with pytest.raises(InputError) as caught:
+            make_lock(cell(**changes, places=places), index=index)
+        assert caught.value.where == f"matrix.yaml:8 cells[3].{name}"
+        assert caught.value.message.startswith(said)
+        assert has in caught.value.fix
 
 
 def test_a_wheel_for_a_newer_c_library_is_refused(index: Index) -> None:

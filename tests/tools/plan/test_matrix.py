@@ -166,3 +166,28 @@ def test_selecting_names_gives_just_these_in_file_order(names: set[str]) -> None
     chosen = [cell.name for cell in matrix.select(sorted(names))]
     assert set(chosen) == names
     assert chosen == [cell.name for cell in matrix.cells if cell.name in names]
+
+
+def test_a_cell_knows_the_line_and_key_of_each_of_its_versions(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        BASE
+        + """\
+  - name: "x{torch}"
+    base: b
+    python: "3.11"
+    torch: ["2.8.0",
+            "2.9.1"]
+    cuda: "12.8"
+    triton: "3.4.0"
+    packages:
+      Flash_Attn: "2.8.3"
+""",
+    )
+    matrix = load(path)
+    cell = matrix.cell("x2.9.1")
+    assert cell.at("torch") == "matrix.yaml:10 cells[2].torch"
+    assert cell.at("triton") == "matrix.yaml:13 cells[2].triton"
+    assert cell.at("flash-attn") == "matrix.yaml:15 cells[2].packages.Flash_Attn"
+    assert matrix.cell("a").at("torch") == "matrix.yaml:5 cells[0].torch"
+    assert cell.at("numpy") == "matrix.yaml:7 cells[2] numpy"

@@ -62,6 +62,8 @@ class Cell:
     smoke_on: tuple[Gpu, ...] = ()
     platform: str = "linux/amd64"
     where: str = field(default="", compare=False)  # "matrix.yaml:12", for messages
+    # "matrix.yaml:15 cells[1].torch" by project, for the keys that stand there
+    places: tuple[tuple[str, str], ...] = field(default=(), compare=False, repr=False)
 
     @property
     def id(self) -> str:
@@ -73,6 +75,10 @@ class Cell:
         if self.flavour == "minimal":
             parts.append("minimal")
         return "-".join(parts)
+
+    def at(self, project: str) -> str:
+        """Where the version of a project stands, for messages."""
+        return dict(self.places).get(project, f"{self.where or self.name} {project}")
 
     @property
     def pins(self) -> dict[str, str]:

@@ -108,7 +108,7 @@ def _unknown(cell: Cell, name: str, choice: Choice, target: Target) -> InputErro
     try:
         choice.or_raise(target)
     except InputError as error:
-        return InputError(error.message, fix=error.fix, where=f"{cell.where or cell.name} {name}")
+        return InputError(error.message, fix=error.fix, where=cell.at(name))
     raise AssertionError  # only asked where there is no file
 
 

@@ -15,6 +15,7 @@ __all__ = [
     "compiler_need",
     "driver_floor",
     "driver_reaches",
+    "family_driver",
     "numpy_window",
     "stable_abi",
     "toolkit_driver",
@@ -62,11 +63,18 @@ def driver_floor(
                 asked.append((Version(entry["cuda"]).major, entry["source"]))
                 break
     known = [
-        (drivers["minimum"][str(major)], source)
+        (drivers["minimum"][str(major)].partition(".")[0], source)
         for major, source in asked
         if str(major) in drivers["minimum"]
     ]
     return max(known, key=lambda floor: int(floor[0]), default=None)
+
+
+def family_driver(cuda: str) -> Floor | None:
+    """(first driver of the family that runs this CUDA's whole major version, source); None: not known."""
+    drivers = _data()["drivers"]
+    found = drivers["minimum"].get(str(Version(cuda).major))
+    return (found, drivers["source"]) if found else None
 
 
 def toolkit_driver(cuda: str) -> Floor | None:

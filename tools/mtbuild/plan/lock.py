@@ -16,8 +16,10 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from mtbuild.errors import InputError
+from mtbuild.errors import InfrastructureError, InputError
 from mtbuild.plan.resolve import resolve
+from mtbuild.plan.select import choose
+from mtbuild.plan.tags import Target
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -229,10 +231,14 @@ def make_lock(
     alone = [pin for pin in inputs.pins if pin.partition("==")[0] in inputs.no_deps]
     solved = [*(pin for pin in inputs.pins if pin not in alone), *inputs.requirements]
     note(f"{cell.name}: resolving {len(solved) + len(alone)} requirements")
-    found = {one.name: one for one in resolve(solved, cell, index)}
-    if alone:
-        # What such a package asks for is known not to fit; it is taken as it is, for study.
-        found |= {one.name: one for one in resolve(alone, cell, index, deps=False)}
+    try:
+        found = {one.name: one for one in resolve(solved, cell, index)}
+        if alone:
+            # What such a package asks for is known not to fit; it is taken as it is, for study.
+            found |= {one.name: one for one in resolve(alone, cell, index, deps=False)}
+    except InputError as refused:
+        _blame_unknown(cell, index, refused)
+        raise
     return Lock(
         cell_id=cell.id,
         name=cell.name,
@@ -240,6 +246,21 @@ def make_lock(
         wheels=tuple(_locked(one, cell, wheels) for _, one in sorted(found.items())),
         epoch=max((one.uploaded for one in found.values() if one.uploaded), default=_EPOCH),
     )
+
+
+def _blame_unknown(cell: Cell, index: Index, refused: InputError) -> None:
+    """Raise InputError naming the very key where a pin is of a version that no index has."""
+    target = Target(python=cell.python, platform=cell.platform, glibc=cell.base.glibc)
+    for name, version in cell.pins.items():
+        try:
+            choice = choose(index, name, version, target)
+        except InfrastructureError:
+            return  # uv's own words stand: nothing better can be said without the index
+        if choice.missing is not None and choice.missing.why in {"project", "version"}:
+            try:
+                choice.or_raise(target)
+            except InputError as error:
+                raise InputError(error.message, where=cell.at(name), fix=error.fix) from refused
 
 
 def _locked(one: Resolved, cell: Cell, wheels: Wheels | None) -> LockedWheel:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Never, cast
 
 import bracex
 from jsonschema import Draft202012Validator
+from packaging.utils import canonicalize_name
 
 from mtbuild.digest import Reference
 from mtbuild.errors import InputError, did_you_mean
@@ -259,6 +260,13 @@ def _expand(source: YamlFile, index: int, raw: dict[str, Any], bases: dict[str, 
             expect=chosen.get("expect", "published"),
             packages=tuple(sorted(chosen.get("packages", {}).items())),
             where=source.where(route),
+            places=(
+                *((key, source.where((*route, key))) for key in ("torch", "triton", "xformers")),
+                *(
+                    (canonicalize_name(name), source.where((*route, "packages", name)))
+                    for name in chosen.get("packages", {})
+                ),
+            ),
         )
 
 

@@ -15,6 +15,7 @@ from packaging.version import Version
 
 from mtbuild.errors import InputError
 from mtbuild.plan.cuts import cut_of
+from mtbuild.plan.floors import family_driver
 from mtbuild.plan.lock import CELL_JSON, REQUIREMENTS
 
 if TYPE_CHECKING:
@@ -54,9 +55,6 @@ _COMPILER_WITHOUT = (
     "/usr/lib/python3*/config-*/*.a",
     "/usr/lib/x86_64-linux-gnu/libpython3*.a",
 )
-# Any driver of the family runs machine code of any toolkit of the same major version (minor-version
-# compatibility); a driver that knows the toolkit itself is fine as well.
-_DRIVER_FAMILY = {11: "450.80.02", 12: "525.60.13", 13: "580.65.06"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,12 +172,16 @@ def _description(cell: Cell) -> str:
 
 
 def _require_cuda(cuda: str) -> str:
-    """For NVIDIA's container toolkit; the words are alternatives."""
-    parsed = Version(cuda)
-    if parsed.major not in _DRIVER_FAMILY:
+    """For NVIDIA's container toolkit; the words are alternatives.
+
+    Any driver of the family runs machine code of any toolkit of the same major version (minor-version
+    compatibility); a driver that knows the toolkit itself is fine as well.
+    """
+    parsed, family = Version(cuda), family_driver(cuda)
+    if family is None:
         msg = f"no driver family is known for CUDA {cuda}"
-        raise InputError(msg, fix="add it to _DRIVER_FAMILY in mtbuild/plan/render.py, with NVIDIA's figure")
-    return f"cuda>={parsed.major}.{parsed.minor} driver>={_DRIVER_FAMILY[parsed.major]}"
+        raise InputError(msg, where="plan/data/floors.json", fix="add it to drivers.minimum, with its source")
+    return f"cuda>={parsed.major}.{parsed.minor} driver>={family[0]}"
 
 
 def _broken(error: jinja2.TemplateError, folder: Path, cell: Cell) -> InputError:

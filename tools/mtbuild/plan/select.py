@@ -52,9 +52,18 @@ class Choice:
             raise InputError(msg, fix="correct its name, or configure the index that has it for uv or pip")
         if gone.why == "version":
             msg = f"the index has no {gone.name} {gone.wanted}.{did_you_mean(gone.wanted, gone.known)}"
-            raise InputError(msg, fix=f"use one it has: {', '.join(gone.known[:8])}")
+            raise InputError(msg, fix=f"use one it has: {', '.join(_nearest(gone.wanted, gone.known))}")
         msg = f"{gone.name} {gone.wanted} has no wheel for {target.interpreter} with glibc {target.glibc}"
         raise InputError(msg, fix=f"Pythons it has wheels for: {', '.join(gone.pythons) or 'none'}")
+
+
+def _nearest(wanted: str, known: tuple[str, ...], *, count: int = 8) -> tuple[str, ...]:
+    """Of releases, newest first, those about `wanted`; the newest where that is a range."""
+    if not _is_version(wanted):
+        return known[:count]
+    newer = sum(Version(one) > Version(wanted) for one in known)
+    first = max(0, min(newer - count // 2, len(known) - count))
+    return known[first : first + count]
 
 
 def specifiers(pin: str) -> SpecifierSet:
