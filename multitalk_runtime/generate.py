@@ -21,6 +21,7 @@ from multitalk_runtime.errors import CancelledFault, Fault, ModelFault, StorageF
 from multitalk_runtime.faults import as_faults
 from multitalk_runtime.generate_cli import check_flags, parser
 from multitalk_runtime.model_dirs import ModelDirs
+from multitalk_runtime.preflight import check_run
 
 if TYPE_CHECKING:
     import argparse
@@ -64,6 +65,7 @@ def _main(flags: argparse.Namespace) -> int:
     request = replace(request, tracks=speech.tracks, normalise=False, audio_type="para")
     with as_faults():
         setting = request.setting(**given_switches(flags))
+    check_run(flags, request.output, setting.switches.attention)
     lacks = machine(flags).lacks(setting.switches)
     cost = cost_of(request, speech, dirs, flags.device)
     if setting.switches.linears == "fp8":

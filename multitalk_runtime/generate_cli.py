@@ -152,6 +152,8 @@ def check_flags(flags: argparse.Namespace) -> None:
         refuse("--quality", "turbo needs a distilled LoRA", "name it with --lora_dir", "job.quality")
     if flags.quant and (flags.linears or TIERS[flags.quality].linears) == "fp8" and flags.quant != "fp8":
         refuse("--quality", f"no fp8 linears with {flags.quant} weights", "leave --quant out")
+    if flags.base_seed >= 2**32:
+        refuse("--base_seed", f"{flags.base_seed} is too large", "use less than 2**32; -1 draws one")
     if flags.max_frames < 1:
         refuse("--max_frames", f"{flags.max_frames} frames", "use 1000")
     _check_models(flags, refuse)

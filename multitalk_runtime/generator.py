@@ -22,6 +22,7 @@ from multitalk_runtime.clock import Clock, Progress
 from multitalk_runtime.errors import ForbiddenFault, ImageFault, JobFault, PersonsFault
 from multitalk_runtime.faults import as_faults
 from multitalk_runtime.memory import peak_bytes, reset_peak
+from multitalk_runtime.preflight import usable_device
 from multitalk_runtime.provenance import metadata, versions
 from multitalk_runtime.video import FPS, VideoWriter
 
@@ -150,7 +151,7 @@ class Generator:
         begin = time.monotonic()
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        device = torch.device(device)
+        device = usable_device(device)
         given = {"attention": attention, "linears": linears, "vae_decode": vae_decode,
                  "absorb_audio": absorb_audio, "lora": True if loras else None}  # fmt: skip
         with as_faults():
