@@ -6,7 +6,8 @@
 
 Random weights of the official widths. "Any video" moves in every frame; the clips are one known frame, or
 25, and grey behind, encoded whole ("plain") and as the code does it, still parts once ("reuse"): their
-latents must be the same bit for bit, or the script fails. Convolutions are counted while the case runs.
+latents must be the same bit for bit, or the script ends with 1 (the figures are written nevertheless).
+Convolutions are counted while the case runs.
 Errors are against fp32 without TF32, by PyTorch's eager operations in contiguous memory; MS-SSIM and PSNR
 take a range of 2. The fp32 cases themselves use TF32 on a GPU, as PyTorch does by default.
 """
@@ -136,7 +137,7 @@ def cases(vae: WanVAE, shape: tuple[int, ...], latents: Tensor, chunk: int) -> l
 
 
 def measure(vae: WanVAE, size: tuple[int, int], options: argparse.Namespace) -> list[dict[str, Any]]:
-    """The rows of one size. Raises SystemExit where reuse changed a latent."""
+    """The rows of one size."""
     shape, device = (3, options.frames, *size), options.device
     torch.manual_seed(1)
     vae.model.use(channels_last=False, norm_silu=norm_silu_eager)
@@ -160,10 +161,9 @@ def measure(vae: WanVAE, size: tuple[int, int], options: argparse.Namespace) -> 
             plain[case["known"]] = out, flops
         elif "known" in case:
             want, all_of_it = plain.pop(case["known"])
-            if not torch.equal(out.view(torch.int32), want.view(torch.int32)):
-                msg = f"{row['size']}, {case['name']}: the latents differ from the plain encode's"
-                raise SystemExit(msg)
-            row |= {"same_bits": True, "conv_share": round(flops / all_of_it, 4)}
+            same = torch.equal(out.view(torch.int32), want.view(torch.int32))
+            off = float((out - want).norm() / want.norm())
+            row |= {"same_bits": same, "distance": off, "conv_share": round(flops / all_of_it, 4)}
         rows.append(row)
         say(f"{row['size']} {case['name']}: ready")
     for _ in range(options.repeats):
@@ -203,7 +203,7 @@ def size(text: str) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -230,7 +230,11 @@ def main() -> None:
         print(
             f"aims on one H200: encode of a clip ≤ {AIMS['encode']} ms, decode ≤ {AIMS['decode']} ms (bf16)"
         )
+    changed = [row["case"] for row in rows if row.get("same_bits") is False]
+    for name in changed:
+        say(f"{name}: the latents differ from the plain encode's")
+    return 1 if changed else 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -119,6 +119,14 @@ def first_layers(model: WanModel, layers: int, config: dict[str, int]) -> WanMod
     return part.eval()
 
 
+def shadow(model: WanModel, config: dict[str, int]) -> WanModel:
+    """A second model of the same weights in the same memory, whose modules can be changed on their own."""
+    with torch.device("meta"):
+        twin = WanModel(**config).to(model.dtype)
+    twin.load_state_dict(model.state_dict(), assign=True)
+    return twin.eval().requires_grad_(False)
+
+
 def facts(device: torch.device) -> dict[str, Any]:
     """Versions, GPU, driver: what a figure means nothing without."""
     out: dict[str, Any] = {"python": platform.python_version(), "torch": torch.__version__}
@@ -129,7 +137,7 @@ def facts(device: torch.device) -> dict[str, Any]:
     except ImportError:
         out["triton"] = None
     if device.type != "cuda":
-        return out | {"gpu": None}
+        return out | {"gpu": None, "cudnn": None}
     properties = torch.cuda.get_device_properties(device)
     query = "name,driver_version,clocks.sm,clocks.mem,power.draw,temperature.gpu"
     smi = subprocess.run(

@@ -1,16 +1,19 @@
 """The variants that are timed: what each turns on, and one forward of each. Setting one up never changes the
-weights.
+weights: a variant with other modules gets a second model in the same memory.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
+from candidates import Candidate, CudnnPlans, in_parts
+from compiled import CompiledBlocks
 from plain import WithMapAndFlushes, plain_ops
-from setting import Scale
+from setting import Scale, shadow
 from torch import Tensor
 
 from wan.attention_backends import AttentionBackend
@@ -34,7 +37,12 @@ class Variant:
     keep: bool = False
     absorb: bool = False
     people: int = 1
-    extra: dict[str, Any] = field(default_factory=dict)
+    cross: bool = False  # text and image cross-attention in one kernel (cross.py)
+    compiled: bool = False
+    graph: bool = False  # the whole forward as one CUDA graph
+    quant: str | None = None
+    lossy: bool = False  # its error is reported, not bounded
+    default: bool = True  # without --only
 
 
 VARIANTS = (
@@ -92,50 +100,226 @@ VARIANTS = (
         fused=True,
         people=2,
     ),
+    Variant(
+        name="fused, not kept",
+        tier="exact",
+        what="the same, every condition embedded in the pass",
+        attention="sdpa",
+        fused=True,
+        default=False,
+    ),
+    Variant(
+        name="fused, graph",
+        tier="exact",
+        what="the same as one CUDA graph: no launch gaps",
+        attention="sdpa",
+        keep=True,
+        fused=True,
+        graph=True,
+    ),
+    Variant(
+        name="compiled",
+        tier="exact",
+        what="torch.compile of a block instead of our kernels",
+        attention="sdpa",
+        keep=True,
+        compiled=True,
+    ),
+    Variant(
+        name="fused, cross kernel",
+        tier="candidate",
+        what="text and image attention in one Triton kernel",
+        attention="sdpa",
+        keep=True,
+        fused=True,
+        cross=True,
+    ),
+    Variant(
+        name="fused, 4 launches",
+        tier="candidate",
+        what="self-attention 10 heads at a time",
+        attention="4 launches",
+        keep=True,
+        fused=True,
+        default=False,
+    ),
+    Variant(
+        name="fused, cuDNN plans",
+        tier="candidate",
+        what="the fastest of cuDNN's plans for self-attention",
+        attention="cuDNN plans",
+        keep=True,
+        fused=True,
+    ),
+    Variant(
+        name="fused, absorbed, cross kernel",
+        tier="candidate",
+        what="absorbed audio and one cross-attention kernel",
+        attention="sdpa",
+        keep=True,
+        fused=True,
+        absorb=True,
+        cross=True,
+    ),
+    Variant(
+        name="fused, absorbed, cross kernel, cuDNN plans",
+        tier="candidate",
+        what="all of them",
+        attention="cuDNN plans",
+        keep=True,
+        fused=True,
+        absorb=True,
+        cross=True,
+    ),
+    Variant(
+        name="fast, fp8 linears",
+        tier="fast",
+        what="the blocks' linears in fp8",
+        attention="sdpa",
+        keep=True,
+        fused=True,
+        quant="fp8",
+        lossy=True,
+    ),
 )
-EXACT = "fused, absorbed"
+ABSORBED = "fused, absorbed"
+EXACT = "fused"
+PLAIN_TUNED = "tuned, cuDNN"
 
 
-def runtime(variant: Variant, model: WanModel, size: Scale, device: torch.device) -> Runtime:
-    """The runtime a variant describes. On a CPU every backend is torch's own and no kernel is fused."""
-    cuda = device.type == "cuda"
-    ops, parallel = EAGER, Parallel()
-    if variant.plain:
-        as_is = variant.plain == "as is"
-        ops = plain_ops(size.grid, model.dim // model.num_heads, cpu_tables=as_is)
-        parallel = WithMapAndFlushes(size.grid) if as_is else parallel
-    elif variant.fused and cuda:
-        from wan.kernels import FUSED
-
-        ops = FUSED
-    return Runtime(
-        attention=AttentionBackend(name=variant.attention if cuda else "sdpa"),
-        ops=ops,
-        parallel=parallel,
-        absorb_audio=variant.absorb,
-    )
+def named(name: str) -> Variant:
+    return next(v for v in VARIANTS if v.name == name)
 
 
-def prepare(
-    variant: Variant, model: WanModel, size: Scale, device: torch.device, call: dict[str, Any]
-) -> tuple[Forward, Runtime]:
-    """One forward of the variant, as a function. With `keep` conditions are embedded before, as in a job."""
-    chosen = runtime(variant, model, size, device)
-    if not variant.keep:
+class Conditions:
+    """Embedded conditions, shared by all variants that keep them: absorbed keys and values alone are 20
+    GiB. Only quantised models have other audio ones.
+    """
 
-        def whole() -> Tensor:
-            model.runtime = chosen
-            return model(**call)
+    def __init__(self) -> None:
+        self._known: dict[Any, Any] = {}
 
-        return whole, chosen
-    model.runtime = chosen
-    latents = torch.cat((call["x"][0], call["y"][0]))[None]
-    time = model.embed_time(call["t"])
-    text = model.embed_text(call["context"], call["clip_fea"], keep=True)
-    audio = model.embed_audio(call["audio"], call["ref_target_masks"], keep=True)
+    def get(self, model: WanModel, call: dict[str, Any], quant: str | None) -> tuple[Any, Any]:
+        text, audio = ("text", id(model), id(call)), ("audio", quant, id(call))
+        if text not in self._known:
+            self._known[text] = model.embed_text(call["context"], call["clip_fea"], keep=True)
+        if audio not in self._known:
+            self._known[audio] = model.embed_audio(call["audio"], call["ref_target_masks"], keep=True)
+        return self._known[text], self._known[audio]
 
-    def step() -> Tensor:
+
+@cache
+def cudnn_plans() -> CudnnPlans:
+    """One for the process: choosing among all plans takes seconds."""
+    return CudnnPlans()
+
+
+class Bench:
+    """One model, its shadows for variants that need other modules, and their conditions."""
+
+    def __init__(
+        self, model: WanModel, size: Scale, device: torch.device, config: dict[str, int] | None = None
+    ) -> None:
+        self.model, self.size, self.device = model, size, device
+        self.config = config or size.config
+        self.conditions = Conditions()
+        self._models: dict[Any, WanModel] = {}
+
+    def model_for(self, variant: Variant) -> WanModel:
+        cuda = self.device.type == "cuda"
+        key = (variant.cross and cuda, variant.compiled, variant.quant)
+        if not any(key):
+            return self.model
+        if key not in self._models:
+            twin = shadow(self.model, self.config)
+            if key[0]:
+                from cross import OneKernelCross
+
+                for block in twin.blocks:
+                    block.cross_attn.__class__ = OneKernelCross
+            if variant.compiled:
+                twin.run_blocks = CompiledBlocks(twin, "inductor" if cuda else "eager")
+            if variant.quant:
+                _quantise(twin, variant.quant, cuda)
+            self._models[key] = twin
+        return self._models[key]
+
+    def attention(self, name: str) -> Any:
+        """The backend or candidate of that name; on a CPU PyTorch's own in its place."""
+        cuda = self.device.type == "cuda"
+        if name == "4 launches":
+            return Candidate(name, in_parts(AttentionBackend(name="cudnn" if cuda else "sdpa"), 4))
+        if name == "cuDNN plans" and cuda:
+            return Candidate(name, cudnn_plans())
+        return AttentionBackend(name=name if cuda and name != "cuDNN plans" else "sdpa")
+
+    def runtime(self, variant: Variant) -> Runtime:
+        """The runtime a variant describes. On a CPU no kernel is fused."""
+        ops, parallel = EAGER, Parallel()
+        if variant.plain:
+            as_is = variant.plain == "as is"
+            head_dim = self.model.dim // self.model.num_heads
+            ops = plain_ops(self.size.grid, head_dim, cpu_tables=as_is)
+            parallel = WithMapAndFlushes(self.size.grid) if as_is else parallel
+        elif variant.fused and self.device.type == "cuda":
+            from wan.kernels import FUSED
+
+            ops = FUSED
+        attention = self.attention(variant.attention)
+        return Runtime(attention=attention, ops=ops, parallel=parallel, absorb_audio=variant.absorb)
+
+    def prepare(self, variant: Variant, call: dict[str, Any]) -> tuple[Forward, Runtime]:
+        """One forward of the variant, as a function. With `keep` conditions are embedded before, as in a
+        job.
+        """
+        model, chosen = self.model_for(variant), self.runtime(variant)
+        if not variant.keep:
+
+            def whole() -> Tensor:
+                model.runtime = chosen
+                return model(**call)
+
+            return whole, chosen
+        latents = torch.cat((call["x"][0], call["y"][0]))[None]
         model.runtime = chosen
-        return model.predict(latents, time, text, audio)
+        time = model.embed_time(call["t"])
+        text, audio = self.conditions.get(model, call, variant.quant)
 
-    return step, chosen
+        def step() -> Tensor:
+            model.runtime = chosen
+            return model.predict(latents, time, text, audio)
+
+        return (graphed(step) if variant.graph and self.device.type == "cuda" else step), chosen
+
+    def own_bytes(self, variant: Variant, call: dict[str, Any]) -> int:
+        """Weights and kept conditions of a variant."""
+        model = self.model_for(variant)
+        total = sum(t.nbytes for t in model.state_dict().values())
+        if variant.keep:
+            text, audio = self.conditions.get(model, call, variant.quant)
+            stores = (text.kv, audio.absorbed if variant.absorb else audio.kv)
+            total += sum(t.nbytes for s in stores for kv in s._store.values() for t in kv)
+        return total
+
+
+def _quantise(model: WanModel, kind: str, cuda: bool) -> None:
+    from wan.quant import quantize, use_fp8_matmul
+
+    quantize(model, kind)
+    if cuda:
+        use_fp8_matmul(model)
+
+
+def graphed(step: Forward) -> Forward:
+    """The same forward, captured once and replayed."""
+    step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = step()
+
+    def replay() -> Tensor:
+        graph.replay()
+        return out
+
+    return replay

@@ -1,0 +1,31 @@
+"""What was predicted before a measurement; docs/performance.md sets the results beside it."""
+
+from __future__ import annotations
+
+# The reference on one H200, an earlier run on other cards (median ms): ours should come near it.
+REFERENCE = {
+    "plain, flash": 5891,
+    "plain, cuDNN": 4856,
+    "tuned, flash": 5141,
+    "tuned, cuDNN": 4132,
+}
+# ms a forward at 33,600 tokens, written down before the first run of each.
+PREDICTED = {
+    "eager, kept K/V": ("cuDNN attention, no waste, separate passes", 3500),
+    "fused": ("+ fused elementwise, joined q k v, GELU epilogue", 2700),
+    "fused, absorbed": ("+ absorbed audio projections", 2560),
+    "fused, graph": ("fused as one CUDA graph: gaps are 8 ms by the profile", 3205),
+    "compiled": ("torch.compile's own fusions, GELU as a pass of its own", 3280),
+    "fused, cross kernel": ("one read of q, padding as one key, no addition: 0.8 ms a block", 3180),
+    "fused, cuDNN plans": ("a better plan for self-attention, at 545 TFLOP/s", 3150),
+    "fused, absorbed, cross kernel": ("both", 3005),
+    "fused, absorbed, cross kernel, cuDNN plans": ("all", 2945),
+    "fast, fp8 linears": ("linears at 1,250 TFLOP/s, their inputs rounded in a pass of their own", 2750),
+}
+# Of the other parts: (what, unit, value), likewise before the first run.
+OTHERS = {
+    "hybrid": ("step on 2 GPUs, whole passes first: × one GPU", 1.96),
+    "Ulysses": ("step on 2 GPUs, every pass by both: × one GPU", 1.93),
+    "outside": ("time outside DiT and VAE of a warm 8-step job", 0.025),
+    "share_of_disk": ("cold load, of the disk's own rate", 0.9),
+}
