@@ -17,21 +17,26 @@ from torch import Tensor, nn
 def join(linears: Sequence[nn.Linear]) -> None:
     """Lay the weights, and the biases, of linears with one input behind each other in one piece of memory."""
     for name in ("weight", "bias"):
-        parts = [getattr(linear, name) for linear in linears]
-        together = torch.cat([part.data for part in parts])
-        start = 0
-        for part in parts:
-            stop = start + part.shape[0]
-            part.data = together[start:stop]
-            start = stop
+        join_tensors([getattr(linear, name) for linear in linears])
+
+
+def join_tensors(parts: Sequence[Tensor]) -> None:
+    """Lay tensors of one dtype behind each other in one piece of memory, in place."""
+    raw = [part.data.contiguous().view(torch.uint8) for part in parts]  # torch can't cat fp8 everywhere
+    together = torch.cat(raw).view(parts[0].dtype)
+    start = 0
+    for part in parts:
+        stop = start + part.shape[0]
+        part.data = together[start:stop]
+        start = stop
 
 
 def joined(linears: Sequence[nn.Module]) -> tuple[Tensor, Tensor] | None:
     """(weight [sum of outputs, in], bias) over linears that lie behind each other, or None if they don't."""
     if any(type(linear) is not nn.Linear or linear.bias is None for linear in linears):
         return None
-    weights = _whole([linear.weight for linear in linears])
-    biases = _whole([linear.bias for linear in linears])
+    weights = whole([linear.weight for linear in linears])
+    biases = whole([linear.bias for linear in linears])
     return None if weights is None or biases is None else (weights, biases)
 
 
@@ -51,7 +56,7 @@ def join_qkv(model: nn.Module) -> int:
     return count
 
 
-def _whole(parts: Sequence[Tensor]) -> Tensor | None:
+def whole(parts: Sequence[Tensor]) -> Tensor | None:
     """One view over tensors that follow each other without a gap in one storage."""
     first = parts[0]
     storage, offset = first.untyped_storage().data_ptr(), first.storage_offset()

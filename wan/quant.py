@@ -9,13 +9,17 @@ has the official quantised files' layout (optimum-quanto): `weight._data`, `weig
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from .fuse import join_tensors as join
+from .fuse import whole
 
 KINDS: dict[str, tuple[str, torch.dtype, float]] = {
     "int8": ("qint8", torch.int8, 127.0),
@@ -42,6 +46,47 @@ class QuantWeight(nn.Module):
         return self._data.to(dtype) * self._scale.to(dtype)
 
 
+@dataclass(frozen=True)
+class Fp8Rows:
+    """An activation in fp8: data [..., C] e4m3, scale [..., 1] fp32, and the dtype that products come out in.
+
+    It stands for the tensor data·scale wherever linears read it.
+    """
+
+    data: Tensor
+    scale: Tensor
+    dtype: torch.dtype
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.data.shape
+
+
+def eager_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x [..., C] → (data e4m3, scale [..., 1] fp32), in plain PyTorch."""
+    wide = x.float()
+    scale = wide.abs().amax(-1, keepdim=True) / KINDS["fp8"][2]
+    scale = torch.where(scale > 0, scale, 1.0)
+    return (wide / scale).to(torch.float8_e4m3fn), scale
+
+
+def fp8_product(x: Fp8Rows, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    """x·weightᵀ + bias: weight [out, C] e4m3 with scale [out, 1] fp32 → [..., out] in x's dtype.
+
+    Products by rows come out in bf16, the only dtype that cuBLASLt and CUTLASS have for them.
+    """
+    out = torch._scaled_mm(
+        x.data.reshape(-1, x.shape[-1]),
+        weight.t(),
+        scale_a=x.scale.reshape(-1, 1),
+        scale_b=scale.t(),
+        bias=None if bias is None else bias.bfloat16(),
+        out_dtype=torch.bfloat16,
+        use_fast_accum=True,
+    )
+    return out.view(*x.shape[:-1], -1).to(x.dtype)
+
+
 class QuantLinear(nn.Module):
     """A Linear with a quantised weight: x [..., in] → [..., out] in x's dtype.
 
@@ -63,6 +108,8 @@ class QuantLinear(nn.Module):
         )
         self.register_buffer("input_scale", torch.ones((), dtype=dtype))
         self.register_buffer("output_scale", torch.ones((), dtype=dtype))
+        self.register_buffer("wide_scale", None, persistent=False)
+        self.rows: Callable[[Tensor], tuple[Tensor, Tensor]] = eager_rows
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, kind: str) -> QuantLinear:
@@ -82,9 +129,11 @@ class QuantLinear(nn.Module):
             setattr(out, name, torch.ones((), dtype=weight.dtype, device=weight.device))
         return out
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor | Fp8Rows) -> Tensor:
         if self.matmul == "fp8":
-            return _fp8_linear(x, self.weight, self.bias)
+            if not isinstance(x, Fp8Rows):
+                x = Fp8Rows(*self.rows(x), dtype=x.dtype)
+            return fp8_product(x, self.weight._data, self.wide_scale, self.bias)
         return F.linear(x, self.weight.dequantized(x.dtype), self.bias)
 
     def extra_repr(self) -> str:
@@ -146,23 +195,58 @@ def load_quantized(
     return model.requires_grad_(False)
 
 
-def use_fp8_matmul(model: nn.Module) -> int:
+def use_fp8_matmul(model: nn.Module, *, fused: bool = False, anywhere: bool = False) -> int:
     """Let every fp8 QuantLinear multiply in fp8 (lossy); returns how many. Raises QuantError where the GPU
     can't.
 
-    Needs compute capability ≥ 8.9 and a torch whose `_scaled_mm` takes row-wise scales.
+    Needs compute capability ≥ 8.9 and a torch whose `_scaled_mm` takes row-wise scales. `fused` rounds
+    activations by `wan.kernels.fp8` instead of PyTorch. `anywhere` also runs on a CPU, slowly: for tests.
     """
     layers = [m for m in model.modules() if isinstance(m, QuantLinear) and m.kind == "fp8"]
     if not layers:
         msg = "use_fp8_matmul: the model has no fp8 weights; quantize(model, 'fp8') first"
         raise QuantError(msg)
     device = layers[0].weight._data.device
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9):
+    if not anywhere and (device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9)):
         msg = f"use_fp8_matmul: {device} has no fp8 matrix units (compute capability 8.9 or newer is needed)"
         raise QuantError(msg)
+    _try_product(device)
+    rows = eager_rows
+    if fused:
+        from .kernels.fp8 import quantize_rows as fused_rows
+
+        def rows(x: Tensor) -> tuple[Tensor, Tensor]:
+            data, scale = fused_rows(x.reshape(1, -1, x.shape[-1]))
+            return data.view(x.shape), scale.view(*x.shape[:-1], 1)
+
     for layer in layers:
-        layer.matmul = "fp8"
+        layer.matmul, layer.rows = "fp8", rows
+        layer.wide_scale = layer.weight._scale.float().contiguous()
     return len(layers)
+
+
+def _try_product(device: torch.device) -> None:
+    """One small product, so that a torch which can't says so now and not in a job. Raises QuantError."""
+    data = torch.ones(32, 32, device=device).to(torch.float8_e4m3fn)
+    scale = torch.ones(32, 1, device=device)
+    try:
+        fp8_product(Fp8Rows(data, scale, torch.bfloat16), data, scale, scale[:, 0])
+    except (RuntimeError, ValueError) as error:
+        first = str(error).partition("\n")[0]
+        msg = f"use_fp8_matmul: torch {torch.__version__} has no row-wise fp8 product on {device}: {first}"
+        raise QuantError(msg) from error
+
+
+def joined(linears: Sequence[nn.Module]) -> tuple[Tensor, Tensor, Tensor] | None:
+    """(data, scale, bias) over fp8 linears that lie behind each other (`fuse.join`), or None."""
+    if any(not isinstance(m, QuantLinear) or m.matmul != "fp8" or m.bias is None for m in linears):
+        return None
+    found = [
+        whole([m.weight._data for m in linears]),
+        whole([m.wide_scale for m in linears]),
+        whole([m.bias for m in linears]),
+    ]
+    return None if any(t is None for t in found) else tuple(found)
 
 
 FULL_RATE = (
@@ -173,31 +257,32 @@ FULL_RATE = (
 job and stay as they are."""
 
 
-def speed_up(model: nn.Module, *, fused: bool = True) -> int:
+def speed_up(model: nn.Module, *, fused: bool = True, anywhere: bool = False) -> int:
     """Quantise the block linears that see every token to fp8 and multiply in fp8; returns how many.
 
-    Weights that are fp8 already (an official quantised file) stay as they are. Raises QuantError where the
-    device can't.
+    Weights that are fp8 already (an official quantised file) stay as they are. `fused` lets the norms and
+    GELU write fp8 (`wan.kernels.ops_fp8`) and joins q, k and v. `anywhere`: see `use_fp8_matmul`, as the
+    QuantError where the device can't.
     """
     names = tuple(f".{name}" for name in FULL_RATE)
     if not any(isinstance(m, QuantLinear) for m in model.modules()):
         quantize(model, "fp8", select=lambda name: name.startswith("blocks.") and name.endswith(names))
-    return use_fp8_matmul(model)
+    count = use_fp8_matmul(model, fused=fused, anywhere=anywhere)
+    if fused:
+        from .kernels.ops_fp8 import FUSED_FP8
+
+        for block in model.blocks:
+            attention = block.self_attn
+            _join([attention.q, attention.k, attention.v])
+        model.use(ops=FUSED_FP8)
+    return count
 
 
-def _fp8_linear(x: Tensor, weight: QuantWeight, bias: Tensor | None) -> Tensor:
-    rows = x.reshape(-1, x.shape[-1])
-    data, scale = quantize_rows(rows, "fp8")
-    out = torch._scaled_mm(
-        data,
-        weight._data.t(),
-        scale_a=scale.float(),
-        scale_b=weight._scale.float().t(),
-        bias=bias,
-        out_dtype=x.dtype,
-        use_fast_accum=True,
-    )
-    return out.view(*x.shape[:-1], -1)
+def _join(linears: Sequence[QuantLinear]) -> None:
+    """Lay what three fp8 linears multiply with behind each other in memory."""
+    join([m.weight._data for m in linears])
+    join([m.wide_scale for m in linears])
+    join([m.bias for m in linears])
 
 
 def _empty_like(

@@ -56,6 +56,17 @@ def test_kernel_against_fp64(name: str, seed: int) -> None:
 
     spec = next(s for s in KERNELS if s.name == name)
     args, kwargs = spec.example("cuda", torch.Generator("cuda").manual_seed(seed))
+    if spec.lossy:
+        major, minor = torch.cuda.get_device_capability()
+        if 10 * major + minor < spec.floor:
+            pytest.skip(f"needs compute capability {spec.floor}")
+        same = tuples(spec.reference(*args, **kwargs))
+        for g, s in zip(tuples(spec.launch(*args, **kwargs)), same, strict=True):
+            assert g.dtype == s.dtype
+            off = (g.float() - s.float()).abs() / s.float().abs().max()
+            assert off.max() <= 2**-3  # a step of fp8, the output's own rounding
+            assert (off > 2**-7).float().mean() < 0.01
+        return
     wide = [a.double() if isinstance(a, torch.Tensor) else a for a in args]
     want, same = tuples(spec.reference(*wide, **kwargs)), tuples(spec.reference(*args, **kwargs))
     for g, s, w in zip(tuples(spec.launch(*args, **kwargs)), same, want, strict=True):

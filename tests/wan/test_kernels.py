@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -28,12 +29,27 @@ def error(got, want):
 def tuples(value):
     return (value,) if isinstance(value, torch.Tensor) else value
 
+def steps(got, want):
+    # share of 8-bit values that differ; largest difference of any value, relative to the largest one
+    pairs = [(g.double(), w.double()) for g, w in zip(got, want, strict=True)]
+    share = max(float((g != w).double().mean()) for (g, w), t in zip(pairs, got) if t.element_size() == 1)
+    return share, max(float((g - w).abs().max() / w.abs().max()) for g, w in pairs)
+
 def cast(args, dtype):
     return [a.to(dtype) if isinstance(a, torch.Tensor) else a for a in args]
 
 generator = torch.Generator().manual_seed(int(sys.argv[1]))
 for spec in KERNELS:
     args, kwargs = spec.example("cpu", generator)
+    if spec.lossy:  # in fp32, since the interpreter cuts bf16, which may be a step of 8 bits
+        args = cast(args, torch.float32)
+        got, want = tuples(spec.launch(*args, **kwargs)), tuples(spec.reference(*args, **kwargs))
+        print(json.dumps({
+            "name": spec.name, "steps": steps(got, want),
+            "dtypes": [str(g.dtype) for g in got] == [str(w.dtype) for w in want],
+            "strides": [g.stride() for g in got] == [w.stride() for w in want],
+        }))
+        continue
     want = tuples(spec.reference(*cast(args, torch.double), **kwargs))
     got, same = tuples(spec.launch(*args, **kwargs)), tuples(spec.reference(*args, **kwargs))
     wide = tuples(spec.launch(*cast(args, torch.float32), **kwargs))
@@ -65,13 +81,22 @@ def interpreted() -> dict[str, dict[str, float]]:
     return {row["name"]: row for row in rows}
 
 
-def _names() -> list[str]:
+def _names(*, lossy: bool) -> list[str]:
     from wan.kernels import KERNELS
 
-    return [spec.name for spec in KERNELS]
+    return [spec.name for spec in KERNELS if spec.lossy == lossy]
 
 
-@pytest.mark.parametrize("name", _names())
+@pytest.mark.parametrize("name", _names(lossy=True))
+def test_interpreter_gives_the_references_eight_bits(name: str, interpreted: dict[str, Any]) -> None:
+    row = interpreted[name]
+    assert row["dtypes"] and row["strides"], row
+    share, worst = row["steps"]
+    assert share < 1e-4, row  # values between two steps, where the last bit of fp32 decides
+    assert worst <= 2**-3, row  # one step
+
+
+@pytest.mark.parametrize("name", _names(lossy=False))
 def test_interpreter_equals_the_fp64_reference(name: str, interpreted: dict[str, dict[str, float]]) -> None:
     row = interpreted[name]
     assert row["dtypes"] and row["strides"], row
@@ -86,7 +111,10 @@ def test_compiles_ahead_of_time(capability: int, tmp_path, monkeypatch: pytest.M
     from wan.kernels import KERNELS
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    assert {spec.floor for spec in KERNELS} == {80, 89}
     for spec in KERNELS:
+        if spec.floor > capability:
+            continue
         compiled = spec.compile(capability)
         cubin = compiled.asm["cubin"]
         assert cubin[:4] == b"\x7fELF", spec.name

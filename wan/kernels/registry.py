@@ -15,7 +15,7 @@ import torch
 import triton
 from torch import Tensor
 
-from . import norm, reference, rotary, vae
+from . import fp8, norm, reference, reference_lossy, rotary, vae
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 Example = Callable[[torch.device | str, torch.Generator], Call]
@@ -28,6 +28,8 @@ class KernelSpec:
     name: unique. fn: the `triton.jit` function. signature: argument → Triton type, run-time arguments only.
     constexprs: argument → value. options: compile options. launch: the Python launcher. reference: the same
     call in PyTorch. example(device, generator) → (args, kwargs) for both, drawn fresh on each call.
+    floor: the lowest capability that it compiles for. lossy: its outputs have 8 bits, where a value next to
+    the middle of two steps may go either way.
     """
 
     name: str
@@ -38,6 +40,8 @@ class KernelSpec:
     reference: Callable[..., Any]
     example: Example
     options: Mapping[str, int] = field(default_factory=lambda: {"num_warps": 4})
+    floor: int = 80  # the first capability that has what it needs
+    lossy: bool = False  # rounds to 8 bits
 
     def source(self) -> Any:
         """The `ASTSource` in the form that the installed triton (3.0–3.9) takes."""
@@ -122,7 +126,7 @@ def _layer_norm_signature(affine: str) -> dict[str, str]:
 _VAE_TAIL = {"positions": "i32", "total": "i32", "root": "fp32"}
 _WIDE = {"C": 5120, "BLOCK": 8192}
 
-KERNELS: tuple[KernelSpec, ...] = (
+EXACT: tuple[KernelSpec, ...] = (
     KernelSpec(
         name="rms_norm_rope",
         fn=rotary.rms_norm_rope_kernel,
@@ -234,3 +238,76 @@ KERNELS: tuple[KernelSpec, ...] = (
         example=_example_vae(last=True),
     ),
 )
+
+
+def _example_fp8(kind: str, rows: int = 48, channels: int = 5120) -> Example:
+    def example(device: torch.device | str, generator: torch.Generator) -> Call:
+        if kind == "gelu":
+            return ((3 * _rows(device, generator, 1, rows, 13824)).bfloat16(),), {}
+        if kind == "rows":
+            return ((3 * _rows(device, generator, 1, rows, channels)).bfloat16(),), {}
+        name = "layer_norm_modulate" if kind == "modulate" else "gate_residual_norm"
+        return _example_norm(name, rows, channels)(device, generator)
+
+    return example
+
+
+_FP8_OUT = {"data": "*fp8e4nv", "scale": "*fp32"}
+_FP8_STRIDES = ("rows", "x_stride", "y_stride", "gate_stride", "a_stride", "b_stride")
+
+
+def _fp8_norm(vectors: str) -> dict[str, str]:
+    pointers = {"x": "*bf16", "y": "*bf16", "gate": "*fp32", "a": vectors, "b": vectors, "out": "*bf16"}
+    return {**pointers, **_FP8_OUT, **dict.fromkeys(_FP8_STRIDES, "i32"), "eps": "fp32"}
+
+
+FP8: tuple[KernelSpec, ...] = (
+    KernelSpec(
+        name="quantize_rows",
+        fn=fp8.quantize_kernel,
+        signature={"x": "*bf16", **_FP8_OUT, "x_stride": "i32"},
+        constexprs={**_WIDE, "GELU": False},
+        launch=fp8.quantize_rows,
+        reference=reference_lossy.quantize_rows,
+        example=_example_fp8("rows"),
+        options={"num_warps": 8},
+        floor=89,
+        lossy=True,
+    ),
+    KernelSpec(
+        name="gelu_quantize_rows",
+        fn=fp8.quantize_kernel,
+        signature={"x": "*bf16", **_FP8_OUT, "x_stride": "i32"},
+        constexprs={"C": 13824, "BLOCK": 16384, "GELU": True},
+        launch=fp8.gelu_quantize_rows,
+        reference=reference_lossy.gelu_quantize_rows,
+        example=_example_fp8("gelu"),
+        options={"num_warps": 8},
+        floor=89,
+        lossy=True,
+    ),
+    KernelSpec(
+        name="layer_norm_modulate_quantize",
+        fn=fp8.norm_quantize_kernel,
+        signature=_fp8_norm("*fp32"),
+        constexprs={**_WIDE, "RESIDUAL": False, "GATE": False, "MODULATE": True},
+        launch=fp8.layer_norm_modulate_quantize,
+        reference=reference_lossy.layer_norm_modulate_quantize,
+        example=_example_fp8("modulate"),
+        floor=89,
+        lossy=True,
+    ),
+    KernelSpec(
+        name="gate_residual_norm_quantize",
+        fn=fp8.norm_quantize_kernel,
+        signature=_fp8_norm("*bf16"),
+        constexprs={**_WIDE, "RESIDUAL": True, "GATE": True, "MODULATE": False},
+        launch=fp8.gate_residual_norm_quantize,
+        reference=reference_lossy.gate_residual_norm_quantize,
+        example=_example_fp8("affine"),
+        floor=89,
+        lossy=True,
+    ),
+)
+
+KERNELS: tuple[KernelSpec, ...] = EXACT + FP8
