@@ -72,7 +72,7 @@ def run(
         process = subprocess.Popen(
             words,
             cwd=cwd,
-            env={**os.environ, **(env or {})},
+            env={**_environment(), **(env or {})},
             stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -140,6 +140,11 @@ def run(
         msg = f"{shlex.join(words)} ended with status {returncode}\n{_tail(out, err)}"
         raise CommandError(msg, returncode=returncode, output=done.output + done.errors, fix=fix)
     return done
+
+
+def _environment() -> dict[str, str]:
+    """Ours, but for the signing key: no program that mtbuild runs has any use for it."""
+    return {name: value for name, value in os.environ.items() if name != "MTBUILD_SIGNING_KEY"}
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from mtbuild.errors import InputError
-from mtbuild.publish.keys import Keys, PublicKey, trusted_keys
+from mtbuild.proc import run
+from mtbuild.publish.keys import SIGNING_KEY, Keys, PublicKey, trusted_keys
 
 
 def test_a_key_is_made_once(tmp_path: Path) -> None:
@@ -89,3 +92,80 @@ def test_no_key_shows_in_a_repr(tmp_path: Path) -> None:
     keys = Keys.ensure(tmp_path)
     assert "PRIVATE" not in repr(keys)
     assert "ellipticcurve" not in repr(keys).lower()
+
+
+def pem_of(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey, *, password: bytes | None = None) -> str:
+    kind = serialization.BestAvailableEncryption(password) if password else serialization.NoEncryption()
+    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, kind).decode()
+
+
+def inside(pem: str) -> list[str]:
+    """The lines of a PEM that must appear nowhere."""
+    return [line for line in pem.replace("\\n", "\n").splitlines() if line and not line.startswith("-----")]
+
+
+@pytest.mark.parametrize("line_end", ["\n", "\\n", "\r\n"], ids=["lines", "escaped", "windows"])
+def test_a_key_from_the_environment_signs_and_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line_end: str
+) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    monkeypatch.setenv(SIGNING_KEY, pem_of(key).strip().replace("\n", line_end))
+    keys = Keys.ensure(tmp_path / "keys")
+    assert keys.own.public == PublicKey.of(key.public_key())
+    assert keys.own.public.verifies(keys.own.sign(b"x"), b"x")
+    assert trusted_keys(tmp_path / "keys") == keys.trusted == (keys.own.public,)
+    assert list(tmp_path.rglob("*")) == []
+    monkeypatch.delenv(SIGNING_KEY)
+    kept = Keys.ensure(tmp_path / "keys")
+    monkeypatch.setenv(SIGNING_KEY, pem_of(key))
+    assert Keys.ensure(tmp_path / "keys").trusted == (keys.own.public, kept.own.public)
+    assert trusted_keys(tmp_path / "keys", (tmp_path / "keys" / "mtbuild.pub",)) == (kept.own.public,)
+
+
+P256 = pem_of(ec.generate_private_key(ec.SECP256R1()))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "",
+        " \n",
+        "not a key, but a secret all the same",
+        P256[:120],
+        P256.replace("PRIVATE", "PUBLIC"),
+        P256[:60] + "!!" + P256[62:],
+        pem_of(ec.generate_private_key(ec.SECP256R1()), password=b"pass"),
+        pem_of(ec.generate_private_key(ec.SECP384R1())),
+        pem_of(rsa.generate_private_key(65537, 2048)),
+    ],
+    ids=["empty", "blank", "text", "cut", "public", "spoilt", "encrypted", "P-384", "RSA"],
+)
+def test_a_value_that_is_no_key_is_refused_and_never_shown(tmp_path: Path, value: str) -> None:
+    """By the command line, as a CI job runs it: nothing of the value is in its output, nor on disk."""
+    (tmp_path / "matrix.yaml").write_text("schema: 1\nbases: {}\ncells: []\n")
+    words = ["--root", str(tmp_path), "pick", "--sm", "9.0", "--release", "127.0.0.1:9/none"]
+    done = subprocess.run(
+        [sys.executable, "-c", "from mtbuild.cli import main; main()", "--verbose", *words],
+        env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), SIGNING_KEY: value},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 2, done.stderr
+    assert f"error: {SIGNING_KEY}: " in done.stderr
+    assert "fix: " in done.stderr
+    said = done.stdout + done.stderr
+    assert not [line for line in inside(value) if line.strip() and line in said]
+    assert not list(tmp_path.rglob("*.key"))
+
+
+def test_a_good_key_shows_in_no_failure_and_reaches_no_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(SIGNING_KEY, P256)
+    keys = Keys.ensure(tmp_path)
+    assert not [line for line in inside(P256) if line in repr(keys)]
+    seen = run([sys.executable, "-c", "import os; print(dict(os.environ))"], timeout_s=30)
+    assert SIGNING_KEY not in seen.output
+    assert "PATH" in seen.output

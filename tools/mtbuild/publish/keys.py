@@ -2,6 +2,8 @@
 
 Made on first use under `.mtbuild/keys/` and never overwritten. Every further `*.pub` in that folder is
 believed as well: that is how the public key of a GPU runner, which signs its own evidence, is trusted.
+Where MTBUILD_SIGNING_KEY holds a private key (a secret of a CI job), that one signs and no key file is read,
+made or written; nothing of the variable's value is ever printed.
 """
 
 from __future__ import annotations
@@ -22,8 +24,9 @@ from mtbuild.errors import InputError
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["Keys", "PrivateKey", "PublicKey"]
+__all__ = ["SIGNING_KEY", "Keys", "PrivateKey", "PublicKey", "trusted_keys"]
 
+SIGNING_KEY = "MTBUILD_SIGNING_KEY"
 _ALGORITHM = ec.ECDSA(hashes.SHA256())
 _SPKI = serialization.PublicFormat.SubjectPublicKeyInfo
 
@@ -91,6 +94,30 @@ class PrivateKey:
             raise InputError(msg, where=str(path), fix="put the right key back; mtbuild never replaces one")
         return cls(key=key)
 
+    @classmethod
+    def from_environment(cls) -> PrivateKey | None:
+        """The key in MTBUILD_SIGNING_KEY; None where that is not set.
+
+        Raises InputError, without a word of the value, if it is no unencrypted P-256 private key in PEM.
+        """
+        text = os.environ.get(SIGNING_KEY)
+        if text is None:
+            return None
+        fix = f"put the PEM of an unencrypted ECDSA P-256 private key into {SIGNING_KEY}, or unset it"
+        if not text.strip():
+            msg = "is set, but empty: this job does not get the secret (a fork's pull request gets none)"
+            raise InputError(msg, where=SIGNING_KEY, fix=fix)
+        if "\n" not in text.strip():
+            text = text.replace("\\n", "\n")  # some secret stores hand line ends over as two characters
+        try:
+            key = serialization.load_pem_private_key(text.strip().encode() + b"\n", password=None)
+        except Exception:  # noqa: BLE001 - whatever the parser says could quote the key, so it is not told
+            key = None
+        if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
+            msg = "does not hold an unencrypted ECDSA P-256 private key in PEM"
+            raise InputError(msg, where=SIGNING_KEY, fix=fix)
+        return cls(key=key)
+
     @property
     def public(self) -> PublicKey:
         return PublicKey.of(self.key.public_key(), name="own")
@@ -109,10 +136,14 @@ class Keys:
 
     @classmethod
     def ensure(cls, folder: Path) -> Keys:
-        """Load `mtbuild.key` from the folder, making it (mode 0600) where there is none.
+        """The key of MTBUILD_SIGNING_KEY (then nothing is written), else `mtbuild.key` of the folder.
 
-        Safe against a second process doing the same: the first one's key is the one that both use.
+        That is made, mode 0600, where there is none. Safe against a second process doing the same: the first
+        one's key is the one that both use.
         """
+        given = PrivateKey.from_environment()
+        if given is not None:
+            return cls(own=given, trusted=(given.public, *_others(folder, given.public)))
         private = folder / "mtbuild.key"
         if not private.exists():
             folder.mkdir(parents=True, exist_ok=True)
@@ -136,13 +167,17 @@ class Keys:
 
 
 def trusted_keys(folder: Path, files: tuple[Path, ...] = ()) -> tuple[PublicKey, ...]:
-    """The public keys to believe: those files, else every `*.pub` of the folder. Makes none.
+    """The public keys to believe: those files, else every `*.pub` of the folder and the one of our own
+    signing key, where the environment holds that. Makes none.
 
     Raises InputError if there is not one.
     """
     if files:
         return tuple(PublicKey.load(path) for path in files)
-    found = tuple(PublicKey.load(path) for path in sorted(folder.glob("*.pub")))
+    given = PrivateKey.from_environment()
+    own = (given.public,) if given is not None else ()
+    listed = tuple(PublicKey.load(path) for path in sorted(folder.glob("*.pub")))
+    found = (*own, *(key for key in listed if key not in own))
     if not found:
         msg = "there is no public key to verify with"
         raise InputError(msg, where=str(folder), fix="name the publisher's with `--key FILE`")
