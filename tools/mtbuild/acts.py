@@ -67,8 +67,8 @@ class LocalActs:
     def disk_plan(self, cells: Sequence[Cell]) -> tuple[str, ...]:
         """What building these would take; a cell without a lock is left to its own build's error."""
         from mtbuild.plan.lock import Lock
-        from mtbuild.prove.build import builds_of
         from mtbuild.prove.disk import outlook
+        from mtbuild.prove.layers import wheels_in_layers
 
         locks = []
         for cell in cells:
@@ -79,14 +79,15 @@ class LocalActs:
             self.engine.facts.data_root,
             wheels=self.paths.wheels,
             registry=self.paths.registry if self.registries.embedded else None,
-            built={sha for done in builds_of(self.paths) for sha in done.wheels},
+            built=wheels_in_layers(self.engine),
         )
 
     def build(self, cell: Cell, note: Callable[[str], None]) -> Built:
         """The cell's image in staging, by digest; `build.json` is its record."""
-        from mtbuild.prove.build import build
+        from mtbuild.prove.build import build, committed
 
         before = datetime.now(UTC)
+        committed(cell, self.paths)  # before engine and registry are started
         done = build(cell, paths=self.paths, engine=self.engine, staging=self.registries.staging, note=note)
         self._builds[cell.id] = done
         reused = datetime.fromisoformat(done.created) < before - timedelta(seconds=1)

@@ -34,6 +34,7 @@ from mtbuild.prove import debian, wheel_store
 from mtbuild.prove.base import ensure_base
 from mtbuild.prove.build import Build, BuildFailed, build, builds_of
 from mtbuild.prove.engine import Engine, connect, retire
+from mtbuild.prove.layers import wheels_in_layers
 from mtbuild.prove.local_registry import ensure_registry
 
 ROOT = Path(__file__).parents[3]
@@ -266,6 +267,8 @@ def test_a_build_from_files_to_digest(
             cell, paths=project, engine=engine, staging=staging, base=base, override="a test of builds"
         )
         assert again == done  # the same record: nothing was built
+        hashes = {one.sha256 for one in Lock.load(project.images / cell.id).wheels}
+        assert hashes <= wheels_in_layers(engine), "the engine itself says what it holds"
         (project.root / "wan" / "__init__.py").write_text("ANSWER = 43\n")
         other = build(cell, paths=project, engine=engine, staging=staging, base=base)
         drop(engine, other)

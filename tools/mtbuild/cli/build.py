@@ -39,7 +39,7 @@ def command(app: App, cell: str, override: str | None, base: str | None, as_json
     from mtbuild.digest import Reference
     from mtbuild.errors import InputError
     from mtbuild.plan.matrix import load
-    from mtbuild.prove.build import build
+    from mtbuild.prove.build import build, committed
     from mtbuild.prove.engine import connect
     from mtbuild.prove.registries import registries
 
@@ -50,6 +50,7 @@ def command(app: App, cell: str, override: str | None, base: str | None, as_json
     chosen = matrix.cell(cell)
     if override is None:
         _judge(app, matrix, chosen)
+    committed(chosen, app.paths)  # an out-of-date lock is said before engine or registry is touched
     engine = connect(app.paths, bootstrap=False, note=app.note)
     done = build(
         chosen,

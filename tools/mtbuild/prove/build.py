@@ -16,7 +16,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mtbuild.diagnose import diagnose
 from mtbuild.digest import Digest, Reference
 from mtbuild.errors import CommandError, InfrastructureError, InputError
 from mtbuild.plan.lock import Lock, check, runtime_requirements
@@ -25,9 +24,11 @@ from mtbuild.plan.resolve import uv_program
 from mtbuild.proc import run
 from mtbuild.prove import wheel_store
 from mtbuild.prove.base import ensure_base, secret_flags
+from mtbuild.prove.build_log import BuildFailed, Progress, failure, step_output
 from mtbuild.prove.buildid import build_id
 from mtbuild.prove.disk import preflight
 from mtbuild.prove.engine import retire
+from mtbuild.prove.layers import wheels_in_layers
 from mtbuild.prove.runtime_wheel import RuntimeWheel, runtime_wheel
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from mtbuild.plan.cell import Cell
     from mtbuild.prove.engine import Engine
 
-__all__ = ["Build", "BuildFailed", "build", "builds_of"]
+__all__ = ["Build", "BuildFailed", "build", "builds_of", "committed"]
 
 _BUILD_S = 7200
 _TRIES = 3
@@ -49,14 +50,6 @@ OUTPUT = {
     "force-compression": "true",
     "oci-mediatypes": "true",
 }
-
-
-class BuildFailed(CommandError):  # noqa: N818 - named for what it says
-    """Raised when BuildKit ended badly; `output` is its log, `log` the file that holds all of it."""
-
-    def __init__(self, message: str, *, log: Path, output: str, returncode: int | None, fix: str) -> None:
-        super().__init__(message, returncode=returncode, output=output, fix=fix)
-        self.log = log
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,6 +196,19 @@ def builds_of(paths: Paths, cell_id: str = "*") -> tuple[Build, ...]:
     return tuple(sorted(found, key=lambda one: one.created, reverse=True))
 
 
+def committed(cell: Cell, paths: Paths) -> tuple[Lock, str]:
+    """The cell's lock and Dockerfile as they are committed; InputError where matrix or templates moved on.
+
+    Needs no engine and no registry: ask before either is started.
+    """
+    folder = paths.images / cell.id
+    check(cell, folder, runtime=runtime_requirements(paths.root))
+    lock = Lock.load(folder)
+    rendered = render(cell, lock, templates=paths.templates)
+    rendered.check(folder)
+    return lock, rendered.dockerfile
+
+
 def _plan(
     cell: Cell,
     paths: Paths,
@@ -212,11 +218,7 @@ def _plan(
     base: Reference | None,
     note: Callable[[str], None],
 ) -> _Plan:
-    folder = paths.images / cell.id
-    check(cell, folder, runtime=runtime_requirements(paths.root))
-    lock = Lock.load(folder)
-    rendered = render(cell, lock, templates=paths.templates)
-    rendered.check(folder)
+    lock, dockerfile = committed(cell, paths)
     runtime = runtime_wheel(paths, note=note) if cell.flavour == "runtime-deps" else None
     if base is None:
         base = _base(cell, paths, engine, staging, note)
@@ -225,9 +227,7 @@ def _plan(
         labels["mtbuild.runtime.sha256"] = runtime.sha256
     if override is not None:
         labels["mtbuild.override"] = override
-    return _Plan(
-        cell=cell, lock=lock, dockerfile=rendered.dockerfile, base=base, runtime=runtime, labels=labels
-    )
+    return _Plan(cell=cell, lock=lock, dockerfile=dockerfile, base=base, runtime=runtime, labels=labels)
 
 
 def _base(cell: Cell, paths: Paths, engine: Engine, staging: str, note: Callable[[str], None]) -> Reference:
@@ -245,14 +245,12 @@ def _base(cell: Cell, paths: Paths, engine: Engine, staging: str, note: Callable
 
 def _preflight(plan: _Plan, paths: Paths, engine: Engine) -> None:
     local = plan.base.host.startswith(("127.", "localhost"))
-    # Wheels of earlier builds are in layers already, unless someone pruned: then the engine says so itself.
-    built = {sha for done in builds_of(paths) for sha in done.wheels}
     preflight(
         plan.lock,
         engine.data_root,
         wheels=paths.wheels,
         registry=paths.registry if local else None,
-        built=built,
+        built=wheels_in_layers(engine),
     )
 
 
@@ -269,7 +267,7 @@ def _with_wheels(
         try:
             return _buildx(plan, paths, engine, staging, log, note)
         except BuildFailed as error:
-            if f"{MISSING_WHEEL}: " not in _step_output(error.output):
+            if f"{MISSING_WHEEL}: " not in step_output(error.output):
                 raise
             note(f"{plan.cell.name}: the engine dropped wheels to make room")
     msg = f"the engine drops wheels from its cache faster than {plan.cell.name} can be built"
@@ -303,9 +301,9 @@ def _buildx(
         if plan.runtime is not None:
             words.append(f"--build-context=runtime={plan.runtime.path.parent}")
         try:
-            run([*words, context], timeout_s=_BUILD_S, log=log, on_line=_Progress(cell.name, note))
+            run([*words, context], timeout_s=_BUILD_S, log=log, on_line=Progress(cell.name, note))
         except CommandError as error:
-            raise _failed(error, cell, log) from error
+            raise failure(error, cell, log) from error
         try:
             return Digest.parse(str(json.loads(metadata.read_text())["containerimage.digest"]))
         except (OSError, ValueError, KeyError) as error:
@@ -324,48 +322,6 @@ def _suite(plan: _Plan, engine: Engine) -> str:
     image: Any = json.loads(run(words, timeout_s=120).output)
     labels = (image.get("config") or {}).get("Labels") or {}
     return str(labels.get("mtbuild.suite", ""))
-
-
-class _Progress:
-    """From BuildKit's plain progress, what people want to see: which step runs, and how long it took."""
-
-    def __init__(self, name: str, note: Callable[[str], None]) -> None:
-        self._name, self._note = name, note
-        self._steps: dict[str, str] = {}
-
-    def __call__(self, line: str) -> None:
-        number, _, text = line.partition(" ")
-        if not number.startswith("#"):
-            return
-        if text.startswith("[") and "] " in text:
-            self._steps[number] = text.partition(" <<")[0].partition("--mount")[0].strip()
-        elif text.startswith("exporting to "):
-            self._steps[number] = "exporting layers"
-        elif text.startswith("DONE ") and float(text[5:].rstrip("s") or 0) >= 1.0:
-            self._note(f"{self._name}: {self._steps.get(number, number)[:70]} {text[5:]}")
-
-
-def _failed(error: CommandError, cell: Cell, log: Path) -> InfrastructureError:
-    """What went wrong, with the end of the log, and the fix where the failure is a known one."""
-    output = error.output
-    said = _step_output(output) or error.message
-    message = [f"building {cell.name} failed", *(f"  | {line}" for line in said.splitlines()[-25:])]
-    fix = f"see {log}"
-    known = diagnose(said) or diagnose(output)
-    if known:
-        message.append(f"  known failure: {known[0].cause} ({known[0].source})")
-        fix = f"{known[0].fix} The whole log: {log}"
-    return BuildFailed("\n".join(message), log=log, output=output, returncode=error.returncode, fix=fix)
-
-
-def _step_output(output: str) -> str:
-    """What the failed step itself printed: the block that BuildKit puts between two rules."""
-    lines = output.splitlines()
-    rules = [number for number, line in enumerate(lines) if line == "------"]
-    if len(rules) >= 2:
-        return "\n".join(line[:300] for line in lines[rules[-2] + 1 : rules[-1]])
-    errors = [line[:300] for line in lines if line.startswith("ERROR: ")]
-    return errors[-1] if errors else ""
 
 
 def _known(file: Path, plan: _Plan, staging: str, engine: Engine) -> Build | None:
