@@ -40,10 +40,14 @@ class KeysValues:
 
 @dataclass(kw_only=True)
 class TextCondition:
-    """A prompt and an image, embedded: tokens [B, text_len, C], image [B, 257, C] or None (text-to-video)."""
+    """A prompt and an image, embedded: tokens [B, text_len, C], image [B, 257, C] or None (text-to-video).
+
+    `features` are what `image` was made from: conditions with the same ones have the same image.
+    """
 
     tokens: Tensor
     image: Tensor | None = None
+    features: Tensor | None = None
     kv: KeysValues = field(default_factory=KeysValues)
 
 
@@ -169,13 +173,20 @@ class WanT2VCrossAttention(nn.Module):
         return x.unflatten(-1, (-1, self.head_dim))
 
     def forward(self, x: Tensor, ctx: BlockContext, block: int) -> Tensor:
-        """x [B, L, C] → [B, L, C]. Several conditions are attended to separately and summed before `o`."""
-        q = self.heads(ctx.runtime.ops.rms_norm(self.q(x), self.norm_q.weight, eps=self.norm_q.eps))
-        kv = ctx.text.kv.get(block, lambda: self.keys_values(ctx.text))
-        out = ctx.runtime.attention(q, kv[0], kv[1]).flatten(2)
-        for k, v in zip(kv[2::2], kv[3::2], strict=True):
-            out = out + ctx.runtime.attention(q, k, v).flatten(2)
-        return self.o(out)
+        """x [B, L, C] → [B, L, C]."""
+        return self.attend(self.query(x, ctx), self.kept(ctx, block), ctx)
+
+    def kept(self, ctx: BlockContext, block: int) -> tuple[Tensor, ...]:
+        """`keys_values` of the pass's text."""
+        return ctx.text.kv.get(block, lambda: self.keys_values(ctx.text))
+
+    def query(self, x: Tensor, ctx: BlockContext) -> Tensor:
+        """x [B, L, C] → q [B, L, N, D]."""
+        return self.heads(ctx.runtime.ops.rms_norm(self.q(x), self.norm_q.weight, eps=self.norm_q.eps))
+
+    def attend(self, q: Tensor, kv: tuple[Tensor, ...], ctx: BlockContext) -> Tensor:
+        """q [B, L, N, D] → [B, L, C]."""
+        return self.o(ctx.runtime.attention(q, *kv).flatten(2))
 
 
 class WanI2VCrossAttention(WanT2VCrossAttention):
@@ -191,6 +202,19 @@ class WanI2VCrossAttention(WanT2VCrossAttention):
         """k, v of the text, then of the image."""
         image_k = self.heads(self.norm_k_img(self.k_img(text.image)))
         return *super().keys_values(text), image_k, self.heads(self.v_img(text.image))
+
+    def attend_image(self, q: Tensor, kv: tuple[Tensor, ...], ctx: BlockContext) -> Tensor:
+        """The image's part before `o`: q [B, L, N, D] → [B, L, C]."""
+        return ctx.runtime.attention(q, *kv[2:]).flatten(2)
+
+    def attend(
+        self, q: Tensor, kv: tuple[Tensor, ...], ctx: BlockContext, image: Tensor | None = None
+    ) -> Tensor:
+        """q [B, L, N, D] → [B, L, C]: text and image attended to separately and summed before `o`; `image`
+        is what `attend_image` gives, if it is known.
+        """
+        text = ctx.runtime.attention(q, *kv[:2]).flatten(2)
+        return self.o(text + (self.attend_image(q, kv, ctx) if image is None else image))
 
 
 class WanAttentionBlock(nn.Module):

@@ -163,7 +163,7 @@ class WanModel(nn.Module):
             row[: len(c)] = c
         tokens = self.text_embedding(padded.to(self.dtype))
         image = None if clip_fea is None else self.img_emb(clip_fea.to(self.dtype))
-        return TextCondition(tokens=tokens, image=image, kv=KeysValues(keep=keep))
+        return TextCondition(tokens=tokens, image=image, features=clip_fea, kv=KeysValues(keep=keep))
 
     def rope_table(self, grid: Grid, device: torch.device) -> RopeTable:
         """This rank's part of the table of a (T, H, W) token grid; the last few shapes are kept on the

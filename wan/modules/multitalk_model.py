@@ -30,34 +30,54 @@ class AudioCondition:
     """The speech of one clip, embedded: tokens [1, T, 32·people, 768].
 
     With two people, `masks` [3, H·W] says which token of a latent frame belongs to person 1, person 2 and the
-    background; with one it is None, and nobody is looked for.
+    background; with one it is None, and nobody is looked for. `still`: every frame hears the same, as in
+    silence; then all latent frames but the first, which stands for one frame, have the same tokens.
     """
 
     tokens: Tensor
     people: int = 1
+    still: bool = False
     masks: Tensor | None = None
     kv: KeysValues = field(default_factory=KeysValues)
     absorbed: KeysValues = field(default_factory=KeysValues)
 
 
 @dataclass(kw_only=True)
-class StepShare:
-    """What the guidance passes of one step have in common: block 0's self-attention, whose input they share.
-
-    Give the same object to every `predict` of a step, and a new one to the next. Exact; all passes but the
-    first save it.
+class FirstBlock:
+    """What block 0 has computed in one step: x and n [B, L, C] after its self-attention, the tokens' L-RoPE
+    positions; q [B, L, N, D] of its cross-attention and what it found in the image of `features`; x and n
+    after the cross-attention to `text`.
     """
 
-    value: tuple[Any, Tensor, Tensor, Tensor | None] | None = None
+    parallel: Any
+    x: Tensor
+    n: Tensor
+    positions: Tensor | None
+    q: Tensor | None = None
+    image: Tensor | None = None
+    features: Tensor | None = None
+    text: TextCondition | None = None
+    after: tuple[Tensor, Tensor] | None = None
 
-    def get(self, parallel: Any, people: int) -> tuple[Tensor, Tensor, Tensor | None] | None:
-        """(x, n, positions) if a pass spread over ranks alike left them, positions included if needed."""
-        if self.value is None or self.value[0] is not parallel:
+
+@dataclass(kw_only=True)
+class StepShare:
+    """What the guidance passes of one step have in common, all in block 0, whose input they share: its
+    self-attention, the query and the image of its cross-attention, and, of passes with the same text that
+    follow each other, that cross-attention as a whole.
+
+    Give the same object to every `predict` of a step, and a new one to the next. Exact; all passes but the
+    first save it. Holds up to six times the size of the tokens.
+    """
+
+    first: FirstBlock | None = None
+
+    def get(self, parallel: Any, people: int) -> FirstBlock | None:
+        """What a pass spread over ranks alike left, if positions are in it or not needed."""
+        known = self.first
+        if known is None or known.parallel is not parallel or (people > 1 and known.positions is None):
             return None
-        _, x, n, positions = self.value
-        if people == 1:
-            return x, n, None
-        return None if positions is None else (x, n, positions)
+        return known
 
 
 @dataclass(kw_only=True)
@@ -93,7 +113,7 @@ class MultiTalkBlock(WanAttentionBlock):
         share = ctx.share if block == 0 else None
         known = share and share.get(ctx.runtime.parallel, ctx.audio.people)
         if known:
-            x, n, positions = known
+            positions = known.positions if ctx.audio.people > 1 else None
         else:
             n = op.layer_norm_modulate(x, scale1, shift1, eps=eps)
             q, k, v = self.self_attn.qkv(n, ctx)
@@ -103,14 +123,36 @@ class MultiTalkBlock(WanAttentionBlock):
                 x, y, gate1, self.norm3.weight, self.norm3.bias, modulate=False, eps=eps
             )
             if share is not None:
-                share.value = (ctx.runtime.parallel, x, n, positions)
-        y = self.cross_attn(n, ctx, block)
-        x, n = op.gate_residual_norm(
-            x, y, None, self.norm_x.weight, self.norm_x.bias, modulate=False, eps=eps
-        )
+                known = share.first = FirstBlock(parallel=ctx.runtime.parallel, x=x, n=n, positions=positions)
+        if known:
+            x, n = self.shared_cross_attention(known, ctx)
+        else:
+            x, n = self.after_cross_attention(x, self.cross_attn(n, ctx, block), ctx)
         y = self.audio_attention(n, ctx, block, positions)
         x, n = op.gate_residual_norm(x, y, None, scale2, shift2, modulate=True, eps=eps)
         return op.gate_residual(x, op.ffn(self.ffn, n), gate2)
+
+    def after_cross_attention(self, x: Tensor, y: Tensor, ctx: AudioContext) -> tuple[Tensor, Tensor]:
+        """The residual sum and its norm, which audio attention reads."""
+        norm = self.norm_x
+        return ctx.runtime.ops.gate_residual_norm(
+            x, y, None, norm.weight, norm.bias, modulate=False, eps=self.eps
+        )
+
+    def shared_cross_attention(self, known: FirstBlock, ctx: AudioContext) -> tuple[Tensor, Tensor]:
+        """Block 0's cross-attention to the pass's text and what follows, from what is known and into it."""
+        if known.text is not ctx.text or known.after is None:
+            attention = self.cross_attn
+            kv = attention.kept(ctx, 0)
+            if known.q is None:
+                known.q = attention.query(known.n, ctx)
+            features = ctx.text.features
+            if known.image is None or features is None or known.features is not features:
+                known.image, known.features = attention.attend_image(known.q, kv, ctx), features
+            known.text, known.after = ctx.text, None  # before the next is made, not after
+            y = attention.attend(known.q, kv, ctx, known.image)
+            known.after = self.after_cross_attention(known.x, y, ctx)
+        return known.after
 
     def speaker_positions(self, q: Tensor, k: Tensor, ctx: AudioContext) -> Tensor | None:
         """L-RoPE positions [L_local] of the tokens; None with one speaker, where nothing reads them."""
@@ -121,14 +163,13 @@ class MultiTalkBlock(WanAttentionBlock):
         return self.audio_cross_attn.positions(ref_map, runtime.parallel)
 
     def audio_attention(self, x: Tensor, ctx: AudioContext, block: int, positions: Tensor | None) -> Tensor:
-        attention, audio = self.audio_cross_attn, ctx.audio
-        if ctx.runtime.absorb_audio and audio.people == 1:
-            parts = audio.absorbed.get(
-                block, lambda: attention.absorb(*attention.keys_values(audio.tokens, audio.people))
-            )
-            return attention.attend_absorbed(x, *parts)
+        attention, audio, runtime = self.audio_cross_attn, ctx.audio, ctx.runtime
+        if audio.people == 1 and (runtime.absorb_audio or (runtime.absorb_silence and audio.still)):
+            tokens = audio.tokens[:, :2] if audio.still else audio.tokens
+            parts = audio.absorbed.get(block, lambda: attention.absorb(*attention.keys_values(tokens)))
+            return attention.attend_absorbed(x, *parts, frames=ctx.grid[0])
         k, v = audio.kv.get(block, lambda: attention.keys_values(audio.tokens, audio.people))
-        return attention.attend(x, k, v, ctx.runtime, positions)
+        return attention.attend(x, k, v, runtime, positions)
 
 
 class WanModel(stock.WanModel):
@@ -220,7 +261,8 @@ class WanModel(stock.WanModel):
         tokens = torch.cat(tuple(tokens), dim=1)[None]  # [1, T, 32·P, 768]
         masks = ref_target_masks if people == 2 else None
         kept = {"kv": KeysValues(keep=keep), "absorbed": KeysValues(keep=keep)}
-        return AudioCondition(tokens=tokens, people=people, masks=masks, **kept)
+        still = torch.equal(audio[:, 1:], audio[:, :1].expand_as(audio[:, 1:]))
+        return AudioCondition(tokens=tokens, people=people, still=still, masks=masks, **kept)
 
     def predict(
         self,

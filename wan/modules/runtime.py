@@ -54,7 +54,8 @@ class Runtime:
 
     official_map: see `attention.reference_map`. absorb_audio: with one speaker the projections around audio
     attention are multiplied into its keys and values (`attention.SingleStreamAttention.absorb`): 6 % fewer
-    operations for 22 GB.
+    operations for 22 GB. absorb_silence: only for the guidance pass without speech, where two frames stand
+    for all, so that 2 GB are enough.
     """
 
     attention: AttentionBackend = field(default_factory=AttentionBackend)
@@ -62,3 +63,4 @@ class Runtime:
     parallel: Parallel = field(default_factory=Parallel)
     official_map: bool = False
     absorb_audio: bool = False
+    absorb_silence: bool = False
