@@ -114,7 +114,7 @@ def run_job(
     try:
         if isinstance(raw, dict) and "test" in raw:
             return _test(raw, worker)
-        job, notes = parse_job(raw)
+        job, notes = _old_turbo(*parse_job(raw), worker.settings)
         reply = {"status": "completed", **_make(job, worker, job_id, progress, cancelled, keep)}
     except Fault as fault:
         reply = _failed(fault, job_id)
@@ -166,6 +166,18 @@ def _make(
             video = outputs.deliver(result.video, destination, settings=settings, storage=worker.storage)
         log.info("job %s: %d frames in %.1f s", job_id, result.frames, time.monotonic() - begin)
         return {**video, "result": result.to_json(), "seconds": round(time.monotonic() - begin, 3)}
+
+
+def _old_turbo(
+    job: Job, notes: tuple[Deprecation, ...], settings: Settings
+) -> tuple[Job, tuple[Deprecation, ...]]:
+    """The old images' `turbo` where there is no LoRA for it: the job is done all the same, and told so. Only
+    who asks for the quality by its own name gets an error."""
+    if job.quality != "turbo" or settings.loras or not any(note.key == "turbo" for note in notes):
+        return job, notes
+    use = f"quality; this worker has no LoRA for turbo, so it was done as {settings.quality}"
+    changed = tuple(Deprecation(key="turbo", use=use) if note.key == "turbo" else note for note in notes)
+    return job.model_copy(update={"quality": None}), changed
 
 
 def check_quality(job: Job, settings: Settings) -> None:

@@ -5,7 +5,7 @@ caller's, so nothing is allowed by default but public web addresses.
 
 | variable | default | meaning |
 |---|---|---|
-| `MODEL_PATH` | `/models` | folder of the three models (or set the three below) |
+| `MODEL_PATH` | `/models`, else `/runpod-volume/models` | folder of the models (or set the three below) |
 | `MT_WAN_DIR`, `MT_MULTITALK_DIR`, `MT_WAV2VEC_DIR` | under `MODEL_PATH` | the models one by one |
 | `MT_LORA` | | LoRA files with scales, `file[:scale],…`, merged at start; quality `turbo` needs one |
 | `MT_QUALITY` | `exact` | of jobs that name none, and whether linears are loaded for fp8 (`fast`) |
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Lora", "Settings", "SettingsError"]
 
+VOLUME_MODELS = Path("/runpod-volume/models")
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
@@ -111,7 +112,7 @@ class Settings:
         bucket = given.get("AWS_S3_BUCKET_NAME")
         default = cls()
         return cls(
-            model_path=Path(given.get("MODEL_PATH", default.model_path)),
+            model_path=Path(given.get("MODEL_PATH", _model_path(default.model_path))),
             wan_dir=_path(given, "MT_WAN_DIR"),
             multitalk_dir=_path(given, "MT_MULTITALK_DIR"),
             wav2vec_dir=_path(given, "MT_WAV2VEC_DIR"),
@@ -142,6 +143,11 @@ class Settings:
             result_quota_bytes=int(_number(given, "MT_RESULT_QUOTA_BYTES", default.result_quota_bytes)),
             drain_s=_number(given, "MT_DRAIN_S", default.drain_s),
         )
+
+
+def _model_path(usual: Path) -> Path:
+    """Where the models are if nothing says so: the V7x images looked on RunPod's network volume."""
+    return VOLUME_MODELS if not usual.is_dir() and VOLUME_MODELS.is_dir() else usual
 
 
 def _items(given: Mapping[str, str], key: str) -> list[str]:

@@ -108,7 +108,6 @@ TABLE = [
     bad("infinity", "job.invalid", "apg_norm_threshold", apg_norm_threshold=float("inf")),
     bad("a seed too large", "job.invalid", "seed", seed=2**31),
     bad("motion as long as the clip", "job.conflict", "motion_frame", mode="streaming", motion_frame=5),
-    bad("turbo without a LoRA", "job.quality", "quality", turbo=True),
     bad("turbo by its new name", "job.quality", "quality", quality="turbo"),
     bad("turbo twice", "job.conflict", "turbo", turbo=True, quality="turbo"),
     bad("turbo that is no switch", "job.invalid", "turbo", turbo="very"),
