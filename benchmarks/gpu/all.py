@@ -53,7 +53,7 @@ def parts(fast: list[str]) -> list[Part]:
     forward = ("--repeats", "2", "--only", *ROUND, *TRIED, *fast)
     return [
         Part(name="forward", script="gpu/forward.py", args=forward, tiny=("--repeats", "1"), share=0.72),
-        Part(name="attention", script="gpu/attention.py"),
+        Part(name="attention", script="gpu/attention.py", share=0.4),
         Part(
             name="vae",
             script="wan_vae.py",
@@ -62,9 +62,15 @@ def parts(fast: list[str]) -> list[Part]:
             share=0.45,
             budgeted=False,
         ),
-        Part(name="job", script="gpu/job.py", tiny=("--steps", "1", "--jobs", "1"), share=0.75),
+        Part(
+            name="job",
+            script="gpu/job.py",
+            args=("--jobs", "1"),
+            tiny=("--steps", "1", "--jobs", "1"),
+            share=0.8,
+        ),
+        Part(name="two_gpus", script="gpu/two_gpus.py", tiny=("--repeats", "1"), share=0.7, processes=2),
         Part(name="load", script="gpu/load.py"),
-        Part(name="two_gpus", script="gpu/two_gpus.py", tiny=("--repeats", "1"), processes=2),
     ]
 
 

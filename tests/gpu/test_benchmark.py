@@ -1,4 +1,4 @@
-"""The GPU benchmarks run without a GPU at tiny sizes and lose nothing; docs/performance.md says what they found."""
+"""The GPU benchmarks run at tiny sizes without a GPU, and docs/performance.md says what they found."""
 
 from __future__ import annotations
 

@@ -56,17 +56,22 @@ def _enter(rank: int, worker, size: int, port: int, *args) -> None:
 
 
 def _pieces(rank: int, size: int) -> None:
+    _pieces_on(torch.device("cpu"), rank, size)
+
+
+def _pieces_on(device: torch.device, rank: int, size: int) -> None:
     """Every method of UlyssesParallel against the same method of a single process."""
     alone, together = Parallel(), UlyssesParallel()
     for batch in (1, 2):
-        q, k, v = inputs(batch)
+        q, k, v = (t.to(device) for t in inputs(batch))
         parts = [together.split(t, GRID) for t in (q, k, v)]
         assert parts[0].shape[1] == GRID[0] * GRID[1] * column_counts(GRID[2], size)[rank]
         assert torch.equal(together.merge(parts[0], GRID), q)
         assert torch.equal(together.first_frame(parts[1], GRID), alone.first_frame(k, GRID))
         got = together.merge(together.attention(attend, *parts), GRID)
         torch.testing.assert_close(got, alone.attention(attend, q, k, v), rtol=1e-5, atol=1e-6)
-    low, high = together.extremes(torch.tensor([1.0 + rank, -rank]), torch.tensor([rank, 2.0]))
+    bounds = torch.tensor([1.0 + rank, -rank]), torch.tensor([rank, 2.0])
+    low, high = together.extremes(*(t.to(device) for t in bounds))
     assert low.tolist() == [1.0, -(size - 1)]
     assert high.tolist() == [size - 1, 2.0]
     with pytest.raises(ValueError, match="don't divide 3 attention heads"):
