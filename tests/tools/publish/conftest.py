@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from publish_samples import V73, build_of, push_image
+from publish_samples import V73, Desk, build_of, push_image
 
 from mtbuild.paths import Paths
 from mtbuild.prove.local_registry import ensure_registry, stop_registry
@@ -72,6 +73,20 @@ def image(staging: Repository) -> Manifest:
 @pytest.fixture
 def build(staging: Repository, image: Manifest) -> SampleBuild:
     return build_of(staging, image, V73)
+
+
+@pytest.fixture
+def desk(
+    staging: Repository,
+    release: Repository,
+    build: SampleBuild,
+    keys: Keys,
+    paths: Paths,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Desk:
+    """Retries at once: some tests cut the connection hundreds of times."""
+    monkeypatch.setattr("mtbuild.publish.promote.Transport", partial(Transport, pause_s=0.001))
+    return Desk(staging=staging, release=release, build=build, keys=keys, paths=paths)
 
 
 def quick(name: str) -> Transport:

@@ -22,13 +22,16 @@ from mtbuild.prove.report import CheckResult, ContainerRun, Fact, SmokeReport, r
 from mtbuild.publish import evidence
 from mtbuild.publish.evidence import Statement
 from mtbuild.publish.policy import Policy
+from mtbuild.publish.promote import publish
 from mtbuild.publish.registry import INDEX, MANIFEST, Manifest, Repository
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from mtbuild.paths import Paths
     from mtbuild.publish.dsse import Envelope
     from mtbuild.publish.keys import Keys
+    from mtbuild.publish.promote import Promotion
 
 SUITE = Digest.of(b"the suite")
 NOW = datetime(2026, 11, 22, 12, 0, 0, tzinfo=UTC)
@@ -193,6 +196,41 @@ def statement_of(report: SmokeReport, build: SampleBuild, **changes: Any) -> Sta
 
 def _text(moment: datetime) -> str:
     return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+@dataclass
+class Desk:
+    """Everything a publication needs, so that tests name only what they change."""
+
+    staging: Repository
+    release: Repository
+    build: SampleBuild
+    keys: Keys
+    paths: Paths
+
+    def publish(
+        self, *envelopes: Envelope, channel: str = "checked", cell: Cell = V73, **changes: Any
+    ) -> Promotion:
+        build = changes.pop("build", self.build)
+        known: dict[str, Any] = {
+            "cell": cell,
+            "build": build,
+            "envelopes": envelopes,
+            "release": self.release.name,
+            "channel": channel,
+            "paths": self.paths,
+            "keys": self.keys,
+            "policy": policy_of(build, self.keys, cell=cell, channel=channel),
+            "now": NOW,
+        }
+        return publish(build.ref, **{**known, **changes})
+
+    def signed(self, *, build: SampleBuild | None = None, cell: Cell = V73, **changes: Any) -> Envelope:
+        made = build or self.build
+        return signed(report_of(made.ref, cell=cell, **changes), made, self.keys, cell=cell)
+
+    def tags(self) -> set[str]:
+        return {tag for tag in self.release.tags() if not tag.startswith("sha256-")}
 
 
 @dataclass

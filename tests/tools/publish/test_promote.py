@@ -8,11 +8,10 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from publish_samples import (
@@ -25,73 +24,23 @@ from publish_samples import (
     policy_of,
     proxy,
     push_image,
-    report_of,
-    signed,
 )
 
-from mtbuild.errors import InfrastructureError, InputError, MtbuildError
+from mtbuild.errors import InfrastructureError, InputError
 from mtbuild.publish import catalog, promote
-from mtbuild.publish.dsse import Envelope
 from mtbuild.publish.keys import Keys
-from mtbuild.publish.promote import RefusedError, TagTakenError, publish, release_tag
+from mtbuild.publish.promote import RefusedError, TagTakenError, release_tag
 from mtbuild.publish.referrers import attached, fallback_tag
 from mtbuild.publish.registry import Repository
 from mtbuild.publish.transport import Transport
 from mtbuild.publish.verify import parse_name, verify
 
 if TYPE_CHECKING:
-    from publish_samples import SampleBuild
+    from publish_samples import Desk
 
-    from mtbuild.paths import Paths
     from mtbuild.plan.cell import Cell
-    from mtbuild.publish.promote import Promotion
+    from mtbuild.publish.job import Job
     from mtbuild.publish.registry import Manifest
-
-
-@dataclass
-class Desk:
-    """Everything a publication needs, so that tests name only what they change."""
-
-    staging: Repository
-    release: Repository
-    build: SampleBuild
-    keys: Keys
-    paths: Paths
-
-    def publish(
-        self, *envelopes: Envelope, channel: str = "checked", cell: Cell = V73, **changes: Any
-    ) -> Promotion:
-        build = changes.pop("build", self.build)
-        known: dict[str, Any] = {
-            "cell": cell,
-            "build": build,
-            "envelopes": envelopes,
-            "release": self.release.name,
-            "channel": channel,
-            "paths": self.paths,
-            "keys": self.keys,
-            "policy": policy_of(build, self.keys, cell=cell, channel=channel),
-            "now": NOW,
-        }
-        return publish(build.ref, **{**known, **changes})
-
-    def signed(self, *, build: SampleBuild | None = None, cell: Cell = V73, **changes: Any) -> Envelope:
-        made = build or self.build
-        return signed(report_of(made.ref, cell=cell, **changes), made, self.keys, cell=cell)
-
-    def tags(self) -> set[str]:
-        return {tag for tag in self.release.tags() if not tag.startswith("sha256-")}
-
-
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Retry at once: these tests cut the connection hundreds of times."""
-    monkeypatch.setattr("mtbuild.publish.promote.Transport", partial(Transport, pause_s=0.001))
-
-
-@pytest.fixture
-def desk(staging: Repository, release: Repository, build: SampleBuild, keys: Keys, paths: Paths) -> Desk:
-    return Desk(staging=staging, release=release, build=build, keys=keys, paths=paths)
 
 
 def test_a_checked_image_comes_out_byte_for_byte(desk: Desk, image: Manifest) -> None:
@@ -124,24 +73,13 @@ def test_a_verified_image_moves_the_aliases(desk: Desk, image: Manifest) -> None
     assert [run.device.name if run.device else "cpu" for run in entry.runs] == ["cpu", "NVIDIA H200"]
 
 
-def test_a_run_that_failed_here_lets_nothing_out_even_where_the_policy_would(
-    desk: Desk, image: Manifest
-) -> None:
-    with pytest.raises(RefusedError, match=r"not let out from here: triton\.jit failed"):
-        desk.publish(desk.signed(), withhold="triton.jit failed")
-    assert desk.tags() == set()
-    assert len(attached(desk.staging, image.digest)) == 1
-    verdict = json.loads((desk.paths.cell(V73.id, desk.build.build_id[:12]) / "verdict.json").read_text())
-    assert verdict["passed"] is False
-
-
 def test_a_tag_that_another_machine_took_while_blobs_were_copied_is_not_moved(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tag = release_tag(V73.id, desk.build.build_id, "checked")
     other = push_image(desk.release)
 
-    def meanwhile(job: promote._Job) -> None:
+    def meanwhile(job: Job) -> None:
         desk.release.put_manifest(other, tag=tag)
 
     monkeypatch.setattr(promote, "_read_back", meanwhile)
@@ -215,66 +153,6 @@ def test_no_evidence_no_tag(desk: Desk) -> None:
         desk.publish()
     assert desk.release.tags() == ()
     assert attached(desk.staging, desk.build.ref.digest) == ()
-
-
-def test_evidence_of_a_stranger_is_none(desk: Desk, tmp_path: Path) -> None:
-    stranger = Keys.ensure(tmp_path / "stranger")
-    notes: list[str] = []
-    with pytest.raises(RefusedError, match="there is no evidence"):
-        desk.publish(signed(report_of(desk.build.ref), desk.build, stranger), note=notes.append)
-    assert any("signed by no key that is believed" in note for note in notes)
-    assert attached(desk.staging, desk.build.ref.digest) == ()
-
-
-def test_a_forced_build_is_refused_before_anything_is_written(desk: Desk) -> None:
-    forced = replace(desk.build, override="to see how it fails")
-    with pytest.raises(MtbuildError, match="to see how it fails"):
-        desk.publish(desk.signed(gpu=H200), channel="verified", build=forced)
-    assert desk.release.tags() == ()
-    # ... and a record without the mark does not help where a signed statement has it
-    with pytest.raises(RefusedError, match="forced past the compatibility rules"):
-        desk.publish(desk.signed(build=forced))
-    assert desk.release.tags() == ()
-
-
-def test_an_image_that_says_it_was_forced_is_believed(desk: Desk) -> None:
-    marked = push_image(desk.staging, labels={"mtbuild.override": "for study"})
-    build = build_of(desk.staging, marked)  # a record that lost the mark
-    with pytest.raises(MtbuildError, match="for study"):
-        desk.publish(desk.signed(build=build), build=build)
-    assert desk.release.tags() == ()
-    assert attached(desk.staging, marked.digest) == ()
-
-
-def test_a_write_once_tag_keeps_its_digest(desk: Desk, image: Manifest) -> None:
-    first = desk.publish(desk.signed())
-    other = push_image(desk.staging)
-    rebuilt = build_of(desk.staging, other, build_id=desk.build.build_id)
-    with pytest.raises(TagTakenError) as caught:
-        desk.publish(desk.signed(build=rebuilt), build=rebuilt)
-    assert caught.value.exit_code == 2
-    assert str(image.digest) in caught.value.message
-    assert desk.release.manifest(first.tags[0]).digest == image.digest
-    assert desk.release.find_manifest(other.digest) is None
-    assert attached(desk.staging, other.digest) == ()
-
-
-def test_an_alias_follows_the_newest_build_and_never_goes_back(desk: Desk) -> None:
-    alias = f"{V73.id}-checked"
-    newer = build_of(desk.staging, push_image(desk.staging), created="2026-11-22T11:00:00Z")
-    desk.publish(desk.signed())
-    desk.publish(desk.signed(build=newer), build=newer)
-    assert desk.release.manifest(alias).digest == newer.ref.digest
-    again = desk.publish()  # the older one once more
-    assert desk.release.manifest(alias).digest == newer.ref.digest
-    assert alias not in again.tags
-    assert len(desk.tags()) == 4
-
-
-def test_an_alias_may_not_take_a_name_of_the_repository_itself(desk: Desk) -> None:
-    with pytest.raises(InputError, match="can't be an alias"):
-        desk.publish(desk.signed(gpu=H200), channel="verified", aliases=("catalog",))
-    assert desk.release.tags() == ()
 
 
 def test_build_record_policy_and_repositories_must_fit(desk: Desk) -> None:

@@ -10,35 +10,41 @@ from __future__ import annotations
 import json
 import re
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
-from mtbuild.errors import InfrastructureError, InputError, MtbuildError
-from mtbuild.plan.cell import Finding
-from mtbuild.prove.report import required_checks
+from mtbuild.errors import InfrastructureError, InputError
 from mtbuild.publish import catalog, evidence, vsa
-from mtbuild.publish.dsse import UnverifiedError
+from mtbuild.publish.gate import (
+    RefusedError,
+    believed,
+    check_label,
+    policy_for,
+    refuse_forced,
+    withheld,
+)
 from mtbuild.publish.gpus import floors
-from mtbuild.publish.policy import Policy, judge
+from mtbuild.publish.job import Job
+from mtbuild.publish.policy import judge
 from mtbuild.publish.referrers import attach, attached
-from mtbuild.publish.registry import Repository, check_tag, repository_name
+from mtbuild.publish.registry import Repository, repository_name
+from mtbuild.publish.tags import TagTakenError, alias_names, is_tagged, move_aliases, release_tag
 from mtbuild.publish.transport import Transport
 from mtbuild.publish.vsa import Image, Summary
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from mtbuild.digest import Digest, Reference
     from mtbuild.paths import Paths
     from mtbuild.plan.cell import Cell
-    from mtbuild.prove.report import Tier
     from mtbuild.publish.dsse import Envelope
     from mtbuild.publish.evidence import BuildRecord, Statement
     from mtbuild.publish.keys import Keys
-    from mtbuild.publish.policy import Channel, Verdict
+    from mtbuild.publish.policy import Channel, Policy, Verdict
     from mtbuild.publish.registry import Manifest
 
 __all__ = [
@@ -52,21 +58,6 @@ __all__ = [
 ]
 
 _LOCK_S = 600
-OVERRIDE_LABEL = "mtbuild.override"  # `mtbuild build --override-compat REASON` sets it
-
-
-class RefusedError(MtbuildError):
-    """Raised when the policy says no; `verdict` says why, finding by finding."""
-
-    def __init__(self, verdict: Verdict) -> None:
-        lines = [f"  - {f.message}\n    because: {f.source}\n    fix: {f.fix}" for f in verdict.findings]
-        msg = f"{verdict.digest} is not {verdict.policy.channel}:\n" + "\n".join(lines)
-        super().__init__(msg)
-        self.verdict = verdict
-
-
-class TagTakenError(InputError):
-    """Raised when a write-once tag names another digest already."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,30 +75,6 @@ class Promotion:
     def name(self) -> str:
         """`repo:tag@sha256:…`, what `pick` prints."""
         return f"{self.repository}:{self.tags[0]}@{self.digest}"
-
-
-def release_tag(cell_id: str, build_id: str, channel: Channel) -> str:
-    """The write-once tag: `<id>-<build12>`, and `-checked` behind it where no GPU vouches."""
-    return check_tag(f"{cell_id}-{build_id[:12]}" + ("-checked" if channel == "checked" else ""))
-
-
-def policy_for(cell: Cell, build: BuildRecord, *, channel: Channel, keys: Keys, max_age_days: int) -> Policy:
-    """What a channel demands of this build, by the suite of this tree."""
-    from mtbuild.prove.smoke import suite_digest  # late: it brings the engine's client with it
-
-    runtime = cell.flavour == "runtime-deps"  # as smoke itself expects it
-    tier: Tier = "gpu" if channel == "verified" else "cpu"
-    return Policy(
-        channel=channel,
-        cell_id=cell.id,
-        build_id=build.build_id,
-        required=required_checks(cell, tier, runtime=runtime),
-        basic=required_checks(cell, "cpu", runtime=runtime),
-        allow_degraded="degraded" in cell.allow,
-        max_age_days=max_age_days,
-        suite=suite_digest(),
-        signers=tuple(sorted(key.hint for key in keys.trusted)),
-    )
 
 
 def release_lock(paths: Paths, release: str) -> FileLock:
@@ -144,7 +111,7 @@ def publish(
     """
     moment = (now or datetime.now(UTC)).replace(microsecond=0)
     tag = release_tag(cell.id, build.build_id, channel)
-    moving = _aliases(cell, channel, aliases)
+    moving = alias_names(cell, channel, aliases)
     policy = policy or policy_for(cell, build, channel=channel, keys=keys, max_age_days=max_age_days)
     _check_inputs(ref, cell, build, release, policy)
     with ExitStack() as stack:
@@ -162,7 +129,7 @@ def publish(
                 msg, fix="wait for it to end, then run the same command again"
             ) from error
         return _publish(
-            _Job(
+            Job(
                 staging=staging,
                 target=target,
                 digest=ref.digest,
@@ -181,26 +148,9 @@ def publish(
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Job:
-    staging: Repository
-    target: Repository
-    digest: Digest
-    cell: Cell
-    build: BuildRecord
-    policy: Policy
-    tag: str
-    aliases: tuple[str, ...]
-    paths: Paths
-    keys: Keys
-    now: datetime
-    withhold: str
-    note: Callable[[str], None]
-
-
 def _check_inputs(ref: Reference, cell: Cell, build: BuildRecord, release: str, policy: Policy) -> None:
     if build.override is not None:
-        _refuse_forced(build.override)
+        refuse_forced(build.override)
     if build.ref.digest != ref.digest or build.cell_id != cell.id:
         msg = (
             f"the build record is about {build.ref.digest} of {build.cell_id}, not {ref.digest} of {cell.id}"
@@ -214,24 +164,15 @@ def _check_inputs(ref: Reference, cell: Cell, build: BuildRecord, release: str, 
         raise InputError(msg, fix="set registry.release in matrix.yaml to another one")
 
 
-def _aliases(cell: Cell, channel: Channel, wanted: Sequence[str]) -> tuple[str, ...]:
-    names = (f"{cell.id}-checked",) if channel == "checked" else (cell.id, cell.name, *wanted)
-    for name in names:
-        if check_tag(name) == catalog.TAG or name.startswith("sha256-"):
-            msg = f"{name!r} can't be an alias: the release repository uses it itself"
-            raise InputError(msg, where="matrix.yaml: aliases", fix="choose another name")
-    return tuple(dict.fromkeys(names))
-
-
-def _publish(job: _Job, envelopes: Sequence[Envelope]) -> Promotion:
+def _publish(job: Job, envelopes: Sequence[Envelope]) -> Promotion:
     manifest = job.staging.manifest(job.digest)
-    _check_label(job, manifest)
-    _is_tagged(job)
+    check_label(job, manifest)
+    is_tagged(job)
     staged = attached(job.staging, job.digest, note=job.note)
     released = attached(job.target, job.digest, note=job.note)
     known = {envelope.digest: envelope for envelope in (*envelopes, *staged, *released)}
     tests = {d: e for d, e in known.items() if evidence.predicate_type(e) == evidence.TEST_RESULT}
-    statements = tuple(_believed(job, tests.values()))
+    statements = tuple(believed(job, tests.values()))
     verdict = judge(job.digest, statements, job.policy, now=job.now)
     counted = [e for d, e in sorted(tests.items()) if any(s.envelope == d for s in statements)]
     for envelope in counted:
@@ -239,7 +180,7 @@ def _publish(job: _Job, envelopes: Sequence[Envelope]) -> Promotion:
             attach(job.staging, manifest, envelope)
     fresh = [envelope for envelope in counted if envelope not in released]
     if verdict.passed and job.withhold:
-        verdict = _withheld(verdict, job.withhold)
+        verdict = withheld(verdict, job.withhold)
     if not verdict.passed:
         _record_refusal(job, manifest, fresh, verdict)
         raise RefusedError(verdict)
@@ -249,11 +190,11 @@ def _publish(job: _Job, envelopes: Sequence[Envelope]) -> Promotion:
         attach(job.target, manifest, envelope)
     changed |= _attach_verdict(job, manifest, verdict, statements)
     _read_back(job)
-    if not _is_tagged(job):  # again: copying took its time, and another machine holds another lock
+    if not is_tagged(job):  # again: copying took its time, and another machine holds another lock
         job.note(f"tag {job.target.name}:{job.tag}")
         job.target.put_manifest(manifest, tag=job.tag)
         changed = True
-    moved, now_named = _move_aliases(job, manifest)
+    moved, now_named = move_aliases(job, manifest)
     changed |= moved
     changed |= catalog.update(job.target, job.digest, job.keys, note=job.note)
     _write_verdict(job, verdict)
@@ -267,57 +208,7 @@ def _publish(job: _Job, envelopes: Sequence[Envelope]) -> Promotion:
     )
 
 
-def _is_tagged(job: _Job) -> bool:
-    """Whether the write-once tag is there already; TagTakenError if it names another digest."""
-    taken = job.target.find_manifest(job.tag)
-    if taken is not None and taken.digest != job.digest:
-        msg = f"{job.target.name}:{job.tag} is write-once and names {taken.digest}, not {job.digest}"
-        raise TagTakenError(msg, fix="two builds gave one build id: remove nothing, rebuild to get a new one")
-    return taken is not None
-
-
-def _withheld(verdict: Verdict, why: str) -> Verdict:
-    """A yes by other runs, or by fewer checks than the newest run had to pass, made a no."""
-    finding = Finding(
-        rule="withheld",
-        severity="refused",
-        message=f"it is not let out from here: {why}",
-        source="the smoke run that has just ended on this host",
-        fix="repair the cell or this host and smoke again",
-    )
-    return replace(verdict, passed=False, findings=(finding,), used=(), degraded=())
-
-
-def _check_label(job: _Job, manifest: Manifest) -> None:
-    """An image can't vouch for itself, but it can give itself away: forced builds carry a label."""
-    if manifest.is_index:
-        return
-    try:
-        config = json.loads(job.staging.blob(manifest.blobs[0].digest))
-        labels = (config.get("config") or {}).get("Labels") or {}
-        reason = labels.get(OVERRIDE_LABEL)
-    except (ValueError, AttributeError) as error:
-        msg = f"the config of {job.digest} is not an image's: {error}"
-        raise InputError(msg, fix="publish the digest that `mtbuild build` printed") from error
-    if reason is not None:
-        _refuse_forced(str(reason))
-
-
-def _refuse_forced(reason: str) -> NoReturn:
-    msg = f"this build was forced past the compatibility rules ({reason}); it is for study only"
-    fix = "choose versions that fit (`mtbuild suggest`) and build them without --override-compat"
-    raise MtbuildError(msg, fix=fix)
-
-
-def _believed(job: _Job, envelopes: Iterable[Envelope]) -> Iterator[Statement]:
-    for envelope in envelopes:
-        try:
-            yield evidence.verify(envelope, job.keys.trusted, where=f"evidence {envelope.digest.short}")
-        except UnverifiedError as error:
-            job.note(f"does not count: {error}")
-
-
-def _record_refusal(job: _Job, manifest: Manifest, fresh: Sequence[Envelope], verdict: Verdict) -> None:
+def _record_refusal(job: Job, manifest: Manifest, fresh: Sequence[Envelope], verdict: Verdict) -> None:
     """Keep a failure where the next one looks: with the digest, also where it is released already."""
     if job.target.find_manifest(job.digest) is not None:
         for envelope in fresh:
@@ -326,7 +217,7 @@ def _record_refusal(job: _Job, manifest: Manifest, fresh: Sequence[Envelope], ve
     _write_verdict(job, verdict)
 
 
-def _copy(job: _Job, manifest: Manifest) -> bool:
+def _copy(job: Job, manifest: Manifest) -> bool:
     """Blobs, then the manifest's own bytes, by digest only: nothing names it yet."""
     if job.target.find_manifest(manifest.digest) is not None:
         return False
@@ -339,7 +230,7 @@ def _copy(job: _Job, manifest: Manifest) -> bool:
     return True
 
 
-def _attach_verdict(job: _Job, manifest: Manifest, verdict: Verdict, statements: Sequence[Statement]) -> bool:
+def _attach_verdict(job: Job, manifest: Manifest, verdict: Verdict, statements: Sequence[Statement]) -> bool:
     """Sign the verdict, bound to the release repository; one that says the same already stands."""
     summary = Summary(
         subject=job.digest,
@@ -357,7 +248,7 @@ def _attach_verdict(job: _Job, manifest: Manifest, verdict: Verdict, statements:
     return True
 
 
-def _image(job: _Job, verdict: Verdict, manifest: Manifest, statements: Sequence[Statement]) -> Image:
+def _image(job: Job, verdict: Verdict, manifest: Manifest, statements: Sequence[Statement]) -> Image:
     cell, build = job.cell, job.build
     # For which CUDA xFormers was compiled is the image's word; it can only raise the driver floor.
     told = {
@@ -391,7 +282,7 @@ def _image(job: _Job, verdict: Verdict, manifest: Manifest, statements: Sequence
     )
 
 
-def _read_back(job: _Job) -> None:
+def _read_back(job: Job) -> None:
     """The last look before a tag: what lies in the release repository is enough for a stranger to say yes."""
     job.target.manifest(job.digest)
     statements, summaries = catalog.proof_of(job.target, job.digest, job.keys.trusted)
@@ -401,43 +292,7 @@ def _read_back(job: _Job) -> None:
         raise InfrastructureError(msg, fix="nothing was tagged; run the same command again")
 
 
-def _move_aliases(job: _Job, manifest: Manifest) -> tuple[bool, tuple[str, ...]]:
-    """Point the aliases here, unless one names a newer build of this cell; all of them or none."""
-    before: dict[str, Manifest | None] = {}
-    named: list[str] = []
-    try:
-        for alias in job.aliases:
-            current = job.target.find_manifest(alias)
-            if current is not None and current.digest == job.digest:
-                named.append(alias)
-            elif current is not None and _is_newer(job, current.digest):
-                job.note(f"alias {alias} stays: it names a newer build, {current.digest}")
-            else:
-                before[alias] = current
-                job.note(f"alias {job.target.name}:{alias}")
-                job.target.put_manifest(manifest, tag=alias)
-                named.append(alias)
-    except BaseException:
-        for alias, held in before.items():
-            if held is not None:
-                _put_back(job, alias, held)
-        raise
-    return bool(before), tuple(named)
-
-
-def _put_back(job: _Job, alias: str, held: Manifest) -> None:
-    try:
-        job.target.put_manifest(held, tag=alias)
-    except MtbuildError as error:  # what stopped the move is what is told; both digests are proven
-        job.note(f"alias {alias} could not be moved back to {held.digest}: {error.message}")
-
-
-def _is_newer(job: _Job, digest: Digest) -> bool:
-    _, summaries = catalog.proof_of(job.target, digest, job.keys.trusted)
-    return any(s.image.cell_id == job.cell.id and s.image.created > job.build.created for s in summaries)
-
-
-def _write_verdict(job: _Job, verdict: Verdict) -> None:
+def _write_verdict(job: Job, verdict: Verdict) -> None:
     folder = job.paths.cell(job.cell.id, job.build.build_id[:12])
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / "verdict.json.part"
