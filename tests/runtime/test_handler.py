@@ -222,6 +222,8 @@ def test_the_worker_loop_with_progress_and_a_cancelled_job(tiny_models: Path, tm
     report = posted("long", progress=True)[-1][1]["output"]
     assert {"stage", "step", "total", "elapsed_s", "seconds_left"} <= set(report)
     assert leftovers(tmp_path / "tmp") == []
+    log_text = (tmp_path / "log").read_text()
+    assert log_text.index("models loaded") < log_text.index("All fitness checks passed")
 
 
 # What needs a failing GPU is shown with a generator that fails as torch does.
@@ -331,6 +333,38 @@ def test_the_start_up_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(RuntimeError, match="programs"):
         fitness_check(well)()
     assert not health_check(replace(well, generator=None))["checks"]["models"]["ok"]  # type: ignore[arg-type]
+
+
+def test_an_unfit_worker_takes_no_job(tmp_path: Path) -> None:
+    """The check is the SDK's to run: it ends the process before the first job is asked for."""
+    code = (
+        "import sys\n"
+        "from multitalk_runtime import handler\n"
+        "from multitalk_runtime.core import Worker\n"
+        "from multitalk_runtime.storage import Storage\n"
+        "handler.start_worker = lambda s: Worker(settings=s, generator=None, storage=Storage(s))\n"
+        "sys.argv = ['handler']\n"
+        "handler.main()\n"
+    )
+    state: dict[str, list[Any]] = {"jobs": [{"id": "j", "input": GOOD}], "stop": [], "posted": []}
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Queue) as server:
+        server.state = state  # type: ignore[attr-defined]
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        base = f"http://127.0.0.1:{server.server_port}"
+        env = environment(
+            tmp_path,
+            tmp_path / "tmp",
+            RUNPOD_WEBHOOK_GET_JOB=f"{base}/job-take/endpoint/$ID?gpu=none",
+            RUNPOD_WEBHOOK_POST_OUTPUT=f"{base}/job-done/endpoint/$ID?gpu=none",
+            RUNPOD_POD_ID="pod",
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60, check=False
+        )
+        server.shutdown()
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "not fit for work: models" in done.stdout + done.stderr
+    assert len(state["jobs"]) == 1
 
 
 @pytest.mark.parametrize(
