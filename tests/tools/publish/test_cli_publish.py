@@ -103,6 +103,9 @@ def test_from_evidence_to_a_verified_pick(project: Project) -> None:
     assert document["tags"] == [f"{V73.id}-{project.build.build12}", V73.id, "v73", "latest-cu126"]
     name = document["name"]
     picked = project.run("pick", "--gpu", "H200", "--driver", "580.95.05")
+    entry = json.loads(project.run("pick", "--gpu", "H200", "--json").stdout)
+    assert entry["expires"] == entry["entry"]["expires"]
+    assert f"\n  expires   {entry['expires']}\n" in picked.stdout
     assert picked.stdout.splitlines()[0] == name
     assert "same-gpu: passed on NVIDIA H200 with driver 580.95.05" in picked.stdout
     assert json.loads(project.run("pick", "--sm", "9.0", "--json").stdout)["name"] == name
@@ -174,6 +177,10 @@ def test_bad_input_is_named(project: Project, tmp_path: Path) -> None:
     missing = project.run("publish", ref, "--cell", "v73", "--evidence", absent, expect=2)
     assert str(absent) in missing.stderr
     assert "--build" in project.run("publish", ref, "--cell", "v73", "--build", absent, expect=2).stderr
+    assert (
+        "error: --release: 'none' is not a repository"
+        in project.run("pick", "--sm", "9.0", "--release", "none", expect=2).stderr
+    )
     assert "for which GPU?" in project.run("pick", expect=2).stderr
     assert "names no digest" in project.run("verify", f"{ref.repository}:tag", expect=2).stderr
     assert str(digest) not in done.stdout

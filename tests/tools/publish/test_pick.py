@@ -261,6 +261,8 @@ def test_a_wish_is_checked_and_named() -> None:
         ({"sm": "nine"}, "--sm"),
         ({"sm": "9"}, "--sm"),
         ({"sm": "9.0", "driver": "x"}, "--driver"),
+        ({"sm": "9.0", "vram_gib": -3.0}, "--vram"),
+        ({"sm": "9.0", "vram_gib": float("nan")}, "--vram"),
     ):
         with pytest.raises(InputError) as caught:
             choose(**wish)

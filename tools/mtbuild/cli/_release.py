@@ -31,10 +31,16 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON."
 
 def release_of(app: App, name: str | None) -> str:
     """The release repository's name; the embedded registry is started where it is the one."""
+    from mtbuild.errors import InputError
     from mtbuild.plan.matrix import RegistrySettings, load
     from mtbuild.prove.registries import registries
+    from mtbuild.publish.registry import repository_name
 
     if name is not None:
+        try:
+            repository_name(name)
+        except InputError as error:
+            raise InputError(error.message, where="--release", fix=error.fix) from error
         return name
     settings = load(app.paths.matrix).registry if app.paths.matrix.exists() else RegistrySettings()
     return registries(settings, app.paths, note=app.note).release

@@ -36,7 +36,7 @@ def command(app: App, cells: tuple[str, ...], only_check: bool, as_json: bool) -
 
     matrix = load(app.paths.matrix)
     runtime = runtime_requirements(app.paths.root)
-    chosen = matrix.select(cells) if cells else matrix.cells
+    chosen = matrix.select(cells, where="CELL") if cells else matrix.cells
     if only_check:
         if not cells:
             chosen = tuple(cell for cell in chosen if (app.paths.images / cell.id).is_dir())

@@ -33,7 +33,7 @@ def command(app: App, cells: tuple[str, ...], only_check: bool, as_json: bool) -
     matrix = load(app.paths.matrix)
     runtime = runtime_requirements(app.paths.root)
     if cells:
-        chosen = matrix.select(cells)
+        chosen = matrix.select(cells, where="CELL")
     else:
         chosen = tuple(cell for cell in matrix.cells if (app.paths.images / cell.id).is_dir())
         known = {cell.id for cell in matrix.cells}

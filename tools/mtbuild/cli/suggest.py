@@ -33,6 +33,7 @@ def command(app: App, torch: str, python: str | None, as_json: bool, show_bytes:
     Reads what the configured index's wheels say, a few kilobytes each, and quotes it. Ends with exit code 1
     where no xformers fits.
     """
+    from mtbuild.errors import InputError
     from mtbuild.plan.index import Index
     from mtbuild.plan.suggest import suggest
     from mtbuild.plan.wheels import Wheels
@@ -40,7 +41,10 @@ def command(app: App, torch: str, python: str | None, as_json: bool, show_bytes:
     note = app.note if app.verbose else None
     index = Index.from_environment(cache=app.paths.facts, note=note)
     wheels = Wheels(index, app.paths.facts, app.note)
-    suggestion = suggest(torch, wheels, python=python)
+    try:
+        suggestion = suggest(torch, wheels, python=python)
+    except InputError as error:
+        raise InputError(error.message, where=error.where or "--torch", fix=error.fix) from error
     if show_bytes:
         app.note(f"{wheels.bytes:,} bytes from {index.described}; {wheels.read} wheels read, the others kept")
     if as_json:

@@ -89,9 +89,12 @@ class Matrix:
         msg = f"there is no cell {key!r} in {self.path.name}.{did_you_mean(key, self._names())}"
         raise InputError(msg, fix="see `mtbuild matrix --plan` for all cells")
 
-    def select(self, patterns: Iterable[str]) -> tuple[Cell, ...]:
-        """Cells whose name or id matches any of the globs (`t2*`, `v{72,73}`), in file order."""
-        return _select(self.cells, patterns, where="--only")
+    def select(self, patterns: Iterable[str], *, where: str = "--only") -> tuple[Cell, ...]:
+        """Cells whose name or id matches any of the globs (`t2*`, `v{72,73}`), in file order.
+
+        `where` is what the user wrote them to, for the error if one matches nothing.
+        """
+        return _select(self.cells, patterns, where=where)
 
     def group(self, name: str) -> tuple[Cell, ...]:
         """The cells of a group; InputError if there is no such group."""

@@ -75,6 +75,9 @@ class Wish:
             if option == "--sm" and parsed is not None and len(parsed.release) != 2:
                 msg = f"{text!r} is not a compute capability"
                 raise InputError(msg, where=option, fix="write it as MAJOR.MINOR, for example --sm 8.9")
+        if vram_gib is not None and not 0 < vram_gib < float("inf"):
+            msg = f"{vram_gib:g} is no amount of GPU memory"
+            raise InputError(msg, where="--vram", fix="write it in GiB, for example --vram 24")
         if sm is None and channel == "verified":
             msg = "for which GPU?"
             raise InputError(msg, fix='name it: --gpu "RTX 4090", or its capability: --sm 8.9')
