@@ -19,6 +19,7 @@ import httpcore
 from multitalk_runtime.errors import FetchFault, ForbiddenFault, TooLargeFault
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Iterable
     from pathlib import Path
 
@@ -130,6 +131,39 @@ def _too_large(size: int, limit: int, field: str) -> TooLargeFault:
     return TooLargeFault("too_large.bytes", f"{size} bytes or more; at most {limit} are taken", field=field)
 
 
+class _Bounded(httpcore.NetworkStream):
+    """A connection that ends at the deadline, however slowly its other end drips headers or bytes."""
+
+    def __init__(self, stream: httpcore.NetworkStream, deadline: float) -> None:
+        self._stream, self._deadline = stream, deadline
+
+    def _left(self, timeout: float | None) -> float:
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            msg = "the download took too long"
+            raise httpcore.ReadTimeout(msg)
+        return left if timeout is None else min(timeout, left)
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        return self._stream.read(max_bytes, self._left(timeout))
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self._stream.write(buffer, self._left(timeout))
+
+    def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore.NetworkStream:
+        return _Bounded(
+            self._stream.start_tls(ssl_context, server_hostname, self._left(timeout)), self._deadline
+        )
+
+    def get_extra_info(self, info: str) -> object:
+        return self._stream.get_extra_info(info)
+
+    def close(self) -> None:
+        self._stream.close()
+
+
 class _Guard(httpcore.SyncBackend):
     """Connects to addresses that were checked, and to no others."""
 
@@ -155,9 +189,10 @@ class _Guard(httpcore.SyncBackend):
         failed: httpcore.NetworkError | httpcore.TimeoutException | None = None
         for address in dict.fromkeys(map(str, addresses)):  # one of a host's addresses may be out of reach
             try:
-                return super().connect_tcp(
+                stream = super().connect_tcp(
                     address, port, timeout=timeout, local_address=local_address, socket_options=socket_options
                 )
+                return _Bounded(stream, self._deadline)
             except (httpcore.NetworkError, httpcore.TimeoutException) as error:
                 failed = error
                 if time.monotonic() > self._deadline:
