@@ -1,43 +1,93 @@
 #!/usr/bin/env bash
-# On the GPU host, after host.sh: build the image of cell t211 from this host's files, push it to a registry on
-# loopback, and smoke it by digest with mtbuild on the GPU tier. Run in the repository's root; results go to $1.
+# The whole promise, once, on a GPU host with a driver and nothing else: build the cell's image from this host's
+# files, push it to a registry here, smoke it by digest on the GPU, sign what was seen, judge, publish to `verified`,
+# pick it, verify it. Run as root in the repository's root with the pieces of the pack (pack.sh); what is to be
+# kept comes as one archive:
+#     docs/evidence/t211/prove.sh OUT/evidence.tar.gz PIECE...
+# For a rehearsal without a GPU: TIER=cpu CELL=v73 TOP=/tmp/x DOCKER_HOST=unix:///… (an engine that runs).
 set -euo pipefail
-out=$1
-top=/opt/mtbuild
-repo=$PWD
-mkdir -p $top/tools "$HOME/.docker/cli-plugins" && tar -C $top/tools -xJf carry/tools.tar.xz
-tar -C $top/tools -xJf carry/wheels.tar.xz
-export PATH=$top/tools/bin:$PATH DOCKER_HOST=unix:///run/docker.sock
-ln -sf $top/tools/bin/docker-buildx "$HOME/.docker/cli-plugins/docker-buildx"
-rm -rf $top/site
-python3 -m pip install -q --no-index --no-deps --no-compile --target $top/site $top/tools/host/*.whl
+kept=$(realpath -m "$1")
+shift
+cell=${CELL:-t211} tier=${TIER:-gpu} top=${TOP:-/opt/mtbuild}
+here=docs/evidence/t211 repo=$PWD out=$top/out
+begin=$SECONDS
+step() { echo "== $* (at $((SECONDS - begin)) s)"; }
+mkdir -p "$top" "$out"
+keep() { # whatever happened: what there is comes back
+    local status=$?
+    cp -r .mtbuild/keys/*.pub "$out/" 2>/dev/null || true
+    cp .mtbuild/cells/*/*/{build,manifest,verdict}.json .mtbuild/cells/*/*/Dockerfile "$out/" 2>/dev/null || true
+    cp "$top/stage/inventory.txt" "$out/" 2>/dev/null || true
+    cp -r .mtbuild/smoke "$out/smoke" 2>/dev/null || true
+    sed -i "s|$top|TOP|g; s|$repo|.|g" "$out/run.log" "$out/commands.txt" 2>/dev/null || true
+    step "ended with $status"
+    tar -C "$out" -czf "$kept" .
+    ls -l "$kept"
+}
+trap keep EXIT
+exec > >(tee "$out/run.log") 2>&1
 
-echo "== stage"
-rm -rf $top/stage
-time python3 docs/evidence/t211/stage.py $top/stage --python 3.12 --wheels $top/tools/image
+step unpack
+cat "$@" | tar -C "$top" -x
+for part in programs wheels; do tar -C "$top" -xJf "$top/$part.tar.xz"; done
+mkdir -p "$top/ffmpeg" "$top/cache/engine" && tar -C "$top/ffmpeg" -xJf "$top/ffmpeg.tar.xz"
+rm -rf "$top/cache/engine/programs" && mv "$top/programs" "$top/cache/engine/programs"
+rm -rf "$top/site" "$top/own"
+mkdir "$top/own"
+for name in anyio attrs certifi cffi charset_normalizer click cryptography filelock h11 httpcore httpx idna jinja2 \
+    markdown_it_py markupsafe mdurl packaging pycparser pygments pyyaml requests rich typing_extensions urllib3; do
+    cp "$top"/image/$name-*.whl "$top/own/"
+done
+python3 -m pip install -q --no-index --no-deps --no-compile --target "$top/site" "$top"/host/*.whl "$top"/own/*.whl
 
-echo "== registry"
-mkdir -p $top/registry
-printf 'version: 0.1\nstorage: {filesystem: {rootdirectory: %s/registry}, delete: {enabled: true}}\nhttp: {addr: "127.0.0.1:5100"}\n' \
-    $top >$top/registry.yml
-[ -e $top/registry.log ] || setsid docker-registry serve $top/registry.yml >$top/registry.log 2>&1 </dev/null &
+if [ -z "${DOCKER_HOST:-}" ]; then
+    step engine
+    $here/host.sh "$top/engine.tar.xz"
+    export DOCKER_HOST=unix:///run/docker.sock
+fi
+export MTBUILD_CACHE=$top/cache
+mtbuild() {
+    echo "\$ mtbuild $*" | sed "s|$top|TOP|g" >>"$out/commands.txt"
+    PYTHONPATH=$repo/tools:$top/site python3 -c 'from mtbuild.cli import main; main()' "$@"
+}
 
-echo "== build"
-contexts=(--build-context "root=$top/stage/root")
-for i in $(seq 0 11); do contexts+=(--build-context "layer$i=$top/stage/layer$i"); done
-mkdir -p $top/empty
-time docker buildx build --progress=plain --provenance=false --sbom=false "${contexts[@]}" \
-    --file docs/evidence/t211/Dockerfile --metadata-file $top/build.json \
-    --output type=image,name=127.0.0.1:5100/staging:t211,push=true,oci-mediatypes=true,compression=zstd,compression-level=1,force-compression=true \
-    $top/empty 2>&1 | grep -Ev 'transferring|sha256:|CACHED' | tail -40
-digest=$(python3 -c "import json; print(json.load(open('$top/build.json'))['containerimage.digest'])")
-ref=127.0.0.1:5100/staging@$digest
-echo "== smoke $ref"
-export PYTHONPATH=$repo/tools:$top/site MTBUILD_CACHE=$top/cache
-mtbuild() { python3 -c 'from mtbuild.cli import main; main()' "$@"; }
-status=0
-time mtbuild smoke "$ref" --cell t211 --tier gpu --out "$out/evidence.json" --report "$out/report.json" || status=$?
-cp .mtbuild/keys/mtbuild.pub "$out/" || true
-echo "== smoke ended with $status"
-docker ps -a
-exit $status
+if [ ! -s "$top/ref" ]; then # a second run on the same host smokes the image that is there
+    step stage
+    rm -rf "$top/stage"
+    id=$(PYTHONPATH=tools:$top/site python3 -c "import sys, pathlib, mtbuild.plan.matrix as m; \
+print(m.load(pathlib.Path('matrix.yaml')).cell(sys.argv[1]).id)" "$cell")
+    py=$(python3 -c "import json, sys; print(json.load(open(f'images/{sys.argv[1]}/cell.json'))['inputs']['python'])" "$id")
+    also=() && [[ $id = *-xf* ]] && also=(--also xformers)
+    python3 $here/stage.py "$top/stage" --python "$py" --wheels "$top/image" --programs "$top/ffmpeg" \
+        --layers "${LAYERS:-12}" "${also[@]}"
+
+    step build
+    PYTHONPATH=tools:$top/site python3 $here/image.py "$cell" "$top/stage" >"$top/ref.new"
+    mv "$top/ref.new" "$top/ref"
+fi
+ref=$(cat "$top/ref")
+
+step "smoke $ref"
+mtbuild smoke "$ref" --cell "$cell" --tier "$tier" --out "$out/evidence.json" --report "$out/report.json"
+
+step publish
+channel=verified wish=()
+if [ "$tier" = gpu ]; then
+    read -r gpu driver < <(python3 -c "import json, sys
+facts = json.load(open(sys.argv[1]))['facts']
+print(facts['gpu.name']['value'].replace(' ', '_'), facts['gpu.driver']['value'])" "$out/report.json")
+    wish=(--gpu "${gpu//_/ }" --driver "$driver")
+else
+    channel=checked
+fi
+mtbuild publish "$ref" --cell "$cell" --evidence "$out/evidence.json" --channel $channel --json >"$out/promotion.json"
+cat "$out/promotion.json"
+
+step pick
+mtbuild pick "${wish[@]}" --channel $channel
+mtbuild pick "${wish[@]}" --channel $channel --json >"$out/pick.json"
+name=$(python3 -c "import json, sys; print(json.load(open(sys.argv[1]))['name'])" "$out/promotion.json")
+
+step verify
+mtbuild verify "$name"
+mtbuild catalog show --json >"$out/catalog.json"

@@ -1,10 +1,11 @@
 """On the GPU host: gather the files of the image from this host, as hard links, split into even layers.
 
-    python3 stage.py TARGET --python 3.12 --wheels DIR [--layers 12]
+    python3 stage.py TARGET --python 3.12 --wheels DIR --programs DIR [--layers 12] [--also xformers]
 
 Debian packages come by dpkg's own lists and dependencies, Python packages by their RECORD and Requires-Dist:
 what is not needed is not copied, and what is needed is not forgotten (Triton's entry points in its
-dist-info, gcc's cc1 in /usr/libexec). Wheels in DIR replace the host's packages of the same name.
+dist-info, gcc's cc1 in /usr/libexec). Wheels replace the host's packages of the same name; `--programs` go to
+/usr/local/bin. TARGET/inventory.txt lists every package with its version and where it came from.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ SYSTEM = (
 )
 # made by installation scripts, so in no package's list
 MADE = ("/etc/alternatives", "/etc/ssl/certs/ca-certificates.crt", "/etc/ld.so.conf", "/etc/ld.so.conf.d")
-ROOTS = ("torch", "triton", "safetensors", "tokenizers", "regex", "pillow", "tqdm")
+ROOTS = ("torch", "triton", "safetensors", "tokenizers", "regex", "pillow", "huggingface-hub")
 
 
 def system_packages(wanted: list[str]) -> set[str]:
@@ -52,11 +53,11 @@ def system_packages(wanted: list[str]) -> set[str]:
     return found
 
 
-def python_packages(own: set[str]) -> dict[str, metadata.Distribution]:
-    """ROOTS and their requirements on this platform, without those that `own` wheels replace."""
+def python_packages(roots: tuple[str, ...], own: set[str]) -> dict[str, metadata.Distribution]:
+    """`roots` and their requirements on this platform, without those that `own` wheels replace."""
     found: dict[str, metadata.Distribution] = {}
     done: set[tuple[str, str]] = set()
-    queue = [(name, "") for name in ROOTS]
+    queue = [(name, "") for name in roots]
     while queue:
         name, extra = queue.pop()
         if (name, extra) in done or name in own:
@@ -145,6 +146,36 @@ def finish_root(target: Path, python: str) -> None:
         (venv / "bin" / name).symlink_to(f"/usr/bin/python{python}")
 
 
+def write_scripts(site: Path, folder: Path, packages: tuple[str, ...]) -> None:
+    """Console scripts with the image's own Python in their first line (pip would write this host's)."""
+    for distribution in metadata.distributions(path=[str(site)]):
+        if canonicalize_name(distribution.metadata["Name"]) not in packages:
+            continue
+        for entry in distribution.entry_points:
+            if entry.group == "console_scripts":
+                script = folder / entry.name
+                script.write_text(
+                    "#!/opt/venv/bin/python3\nimport sys\n"
+                    f"from {entry.module} import {entry.attr}\nsys.exit({entry.attr}())\n"
+                )
+                script.chmod(0o755)
+
+
+def write_inventory(site: Path, debian: set[str], own: set[str], target: Path) -> None:
+    """What is in the image, sorted: this takes the place of a lock in the build's id."""
+    lines = [f"{line} (host)" for line in debian]
+    for distribution in metadata.distributions(path=[str(site)]):
+        name = canonicalize_name(distribution.metadata["Name"])
+        lines.append(f"{name}=={distribution.version} ({'wheel' if name in own else 'host'})")
+    target.write_text("\n".join(sorted(lines)) + "\n")
+
+
+def versions_of(names: set[str]) -> set[str]:
+    """`name=version` of installed Debian packages."""
+    query = ["dpkg-query", "-W", "-f", "${Package}=${Version}\n", *sorted(names)]
+    return set(subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines())
+
+
 def split(source: Path, target: Path, count: int) -> None:
     """The files of `source` in `count` trees of about the same size: a layer is compressed by one thread."""
     files = [path for path in source.rglob("*") if path.is_symlink() or path.is_file()]
@@ -161,14 +192,17 @@ def main() -> None:
     parser.add_argument("target", type=Path)
     parser.add_argument("--python", required=True)
     parser.add_argument("--wheels", type=Path, required=True)
+    parser.add_argument("--programs", type=Path, required=True)
     parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--also", nargs="*", default=[])
     options = parser.parse_args()
     root, packages = options.target / "root", options.target / "packages"
     names = system_packages(SYSTEM.format(options.python).split())
     copy_system(names, root)
     finish_root(root, options.python)
     wheels = sorted(options.wheels.glob("*.whl"))
-    found = python_packages({parse_wheel_filename(wheel.name)[0] for wheel in wheels})
+    own = {str(parse_wheel_filename(wheel.name)[0]) for wheel in wheels}
+    found = python_packages((*ROOTS, *options.also), own)
     site = packages / f"opt/venv/lib/python{options.python}/site-packages"
     for distribution in found.values():
         for file in distribution.files or ():
@@ -177,6 +211,12 @@ def main() -> None:
                 link(source, site / file)
     install = ["-m", "pip", "install", "-q", "--no-index", "--no-deps", "--no-compile", "--target", site]
     subprocess.run([sys.executable, *install, *wheels], check=True)
+    shutil.rmtree(site / "bin", ignore_errors=True)  # scripts with this host's Python in their first line
+    write_scripts(site, root / "opt/venv/bin", ("multitalk-runtime",))
+    (root / "usr/local/bin").mkdir(parents=True, exist_ok=True)
+    for program in options.programs.iterdir():
+        link(program, root / "usr/local/bin" / program.name)
+    write_inventory(site, versions_of(names), own, options.target / "inventory.txt")
     compiled = ["-m", "compileall", "-q", "-j", "0", "--invalidation-mode", "unchecked-hash"]
     subprocess.run(
         [f"/usr/bin/python{options.python}", *compiled, "-s", packages, "-p", "/", site], check=False
