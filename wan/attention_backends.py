@@ -8,6 +8,8 @@
 | `cudnn`, `flash`, `efficient`, `math` | exactly that kernel of PyTorch, or an error |
 | `xformers`, `flash_attn` | that package (flash-attn 3 before 2), or an error |
 | `sage` | SageAttention, int8 inside: lossy, therefore never chosen unless asked for by name |
+| `int8`, `int8_fp8` | our own (`wan.kernels.int8_attention`): lossy, the same; fewer than 1024 keys, where |
+|  | rounding would cost more than it saves, run as `sdpa` |
 
 Layout everywhere: q [B, Lq, N, D], k and v [B, Lk, N, D or Dv] → [B, Lq, N, Dv] in q's dtype. Differing
 lengths in one batch run sample by sample on the valid part, so that no kernel needs a mask and every kernel
@@ -30,7 +32,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .quality import LOSSY_ATTENTION
 
-NAMES = ("sdpa", "cudnn", "flash", "efficient", "math", "xformers", "flash_attn", "sage")
+NAMES = ("sdpa", "cudnn", "flash", "efficient", "math", "xformers", "flash_attn", "sage", "int8", "int8_fp8")
 LOSSY = LOSSY_ATTENTION
 CUDNN_FLOOR = 91501
 
@@ -40,6 +42,8 @@ _SDPA = {
     "efficient": "EFFICIENT_ATTENTION",
     "math": "MATH",
 }
+_INT8 = {"int8": (8, 0), "int8_fp8": (8, 9)}  # the compute capability that each begins with
+MANY_KEYS = 1024
 _HALF = (torch.float16, torch.bfloat16)
 
 Kernel = Callable[..., Tensor]
@@ -135,6 +139,8 @@ class AttentionBackend:
             raise AttentionBackendError(msg)
         if name in ("xformers", "sage"):
             return _package_kernel(name)
+        if name in _INT8:
+            return partial(_int8, name)
         return partial(_sdpa, name, self.name)
 
 
@@ -157,6 +163,25 @@ def _sdpa(
             )
             raise AttentionBackendError(msg) from e
     return out.transpose(1, 2)
+
+
+def _int8(name: str, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None, causal: bool) -> Tensor:
+    if k.shape[1] < MANY_KEYS:
+        return AttentionBackend()(q, k, v, scale=scale, causal=causal)
+    floor = _INT8[name]
+    if q.device.type != "cuda" or _capability(q.device) < floor or q.dtype not in _HALF or causal:
+        need = f"a GPU of compute capability {floor[0]}.{floor[1]}, fp16 or bf16 and no causal mask"
+        msg = f"attention backend {name!r} needs {need}; got {q.dtype} on {q.device}. Use 'sdpa'"
+        raise AttentionBackendError(msg)
+    try:
+        from .kernels.int8_attention import int8_attention
+    except ImportError as e:
+        msg = f"attention backend {name!r}: triton can't be imported ({e}); install it or use 'sdpa'"
+        raise AttentionBackendError(msg) from e
+    try:
+        return int8_attention(q, k, v, scale=scale, fp8=name == "int8_fp8")
+    except ValueError as e:
+        raise AttentionBackendError(str(e)) from e
 
 
 @cache

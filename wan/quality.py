@@ -4,7 +4,8 @@
 |---|---|
 | `exact` (default) | nothing: bf16 model as published, fp32 VAE, all steps; no lossy code is imported |
 | `near` | VAE decodes in bf16; audio projections multiplied into keys and values (20 GiB more memory) |
-| `fast` | `near`'s decoding; the block's linears multiply in fp8, row by row |
+| `fast` | `near`'s decoding; the block's linears multiply in fp8, row by row; attention stays exact |
+|  | unless `attention` is set to `int8` or `int8_fp8` beside it |
 | `turbo` | `near`'s decoding; 8 steps without text guidance, which needs a distilled LoRA |
 
 An explicit switch given beside the word wins, and `Setting.overrides` says so. Nothing falls back: what the
@@ -22,7 +23,7 @@ __all__ = ["QUALITIES", "TIERS", "Machine", "QualityError", "Setting", "Switches
 
 LINEARS = ("bf16", "fp8")
 VAE_DECODE = ("fp32", "bf16")
-LOSSY_ATTENTION = frozenset({"sage"})
+LOSSY_ATTENTION = frozenset({"sage", "int8", "int8_fp8"})
 ABSORB_BYTES = 64 << 30  # of a GPU: 38 GB of weights, 22 GB of absorbed projections, activations
 
 
@@ -160,6 +161,10 @@ class Machine:
             found.append("few steps need a distilled LoRA, and none is given (--lora_dir, MT_LORA)")
         if switches.linears == "fp8" and self.fp8 is not None:
             found.append(f"fp8 linears can't run on {self.device}: {self.fp8}")
+        if switches.attention in ("int8", "int8_fp8") and self.memory is None and self.fp8 is not None:
+            found.append(f"attention {switches.attention} needs a GPU")
+        elif switches.attention == "int8_fp8" and self.fp8 is not None:
+            found.append(f"attention int8_fp8 can't run on {self.device}: {self.fp8}")
         if switches.absorb_audio and self.memory is not None and self.memory < ABSORB_BYTES:
             need, have = ABSORB_BYTES >> 30, self.memory >> 30
             found.append(f"absorb_audio needs a GPU of {need} GiB, {self.device} has {have}")

@@ -65,6 +65,17 @@ def test_what_is_missing_is_an_error() -> None:
         AttentionBackend()(*qkv(), window=(4, 4))
 
 
+@pytest.mark.parametrize("name", ["int8", "int8_fp8"])
+def test_int8_is_asked_for_by_name_and_has_no_stand_in(name: str) -> None:
+    backend = AttentionBackend(name=name)
+    q, k, v = qkv()
+    assert torch.equal(backend(q, k, v), AttentionBackend()(q, k, v))  # few keys: nothing to gain
+    many = torch.zeros(1, 1024, 1, 64, dtype=torch.bfloat16)
+    with pytest.raises(AttentionBackendError, match=rf"'{name}' needs a GPU of compute capability 8\.[09]"):
+        backend(many, many, many)
+    assert backend.describe(q)["lossy"]
+
+
 def test_a_kernel_that_refuses_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     if torch.cuda.is_available():
         pytest.skip("needs a machine on which cuDNN attention can't run")

@@ -94,6 +94,14 @@ def test_what_is_missing_is_one_error_that_says_what_works(quality, machine, tex
     require(expand("exact"), machine)
 
 
+def test_lossy_attention_needs_its_units() -> None:
+    assert Machine().lacks(Switches(attention="int8")) == ("attention int8 needs a GPU",)
+    older = Machine(device="A100", fp8="no fp8", memory=80 << 30)
+    assert not older.lacks(Switches(attention="int8"))
+    assert older.lacks(Switches(attention="int8_fp8")) == ("attention int8_fp8 can't run on A100: no fp8",)
+    assert not GPU.lacks(Switches(attention="int8_fp8"))
+
+
 def test_a_machine_with_all_of_it() -> None:
     for name in QUALITIES:
         require(expand(name), GPU)
