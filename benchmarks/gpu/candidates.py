@@ -19,6 +19,7 @@ from torch.nn import functional
 from wan.attention_backends import AttentionBackend
 
 Attend = Callable[..., Tensor]
+LOSSY = ("int8", "int8_fp8")
 LONG = 4096  # keys from which attention is self-attention, the only one that candidates take over
 
 
@@ -174,6 +175,8 @@ def candidates(device: torch.device) -> tuple[dict[str, Attend], dict[str, str]]
     absent: dict[str, str] = {}
     makers: dict[str, Callable[[], Attend]] = {
         "cuDNN plans": CudnnPlans,
+        "int8": lambda: AttentionBackend(name="int8"),
+        "int8_fp8": lambda: AttentionBackend(name="int8_fp8"),
         "flash-attn 3": lambda: package("flash_attn_interface"),
         "flash-attn 4": lambda: package("flash_attn.cute"),
     }

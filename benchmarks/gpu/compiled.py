@@ -64,13 +64,15 @@ def run_block(
         return functional.linear(n, weight, bias).chunk(3, dim=-1)
 
     functions = Bag(qkv=qkv, **{name: getattr(ops, name) for name in FUNCTIONS})
-    runtime = Bag(ops=functions, attention=attend, parallel=PARALLEL, absorb_audio=False)
+    runtime = Bag(
+        ops=functions, attention=attend, parallel=PARALLEL, absorb_audio=False, absorb_silence=False
+    )
     ctx = Bag(
         runtime=runtime,
         rope=RopeTable(cos=cos, sin=sin),
         share=None,
         text=Bag(kv=Given(text)),
-        audio=Bag(people=1, kv=Given(audio), tokens=None),
+        audio=Bag(people=1, still=False, kv=Given(audio), tokens=None),
     )
     return block(x, e0, ctx, 1)
 
@@ -86,6 +88,7 @@ class CompiledBlocks:
     def __init__(self, model: WanModel, backend: str = "inductor") -> None:
         torch._dynamo.reset()
         self.model, self.seconds = model, None
+        self._before = _graphs()
         self.block = torch.compile(run_block, dynamic=False, fullgraph=True, backend=backend)
 
     def __call__(self, x: Tensor, e0: Tensor, ctx: Any) -> Tensor:
@@ -105,4 +108,8 @@ class CompiledBlocks:
     @property
     def graphs(self) -> int:
         """Compiled graphs: 1 if the forty blocks share one and nothing broke it."""
-        return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+        return _graphs() - self._before
+
+
+def _graphs() -> int:
+    return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])

@@ -118,7 +118,11 @@ class OneKernelCross(WanI2VCrossAttention):
             repeats,
         )
 
-    def forward(self, x: Tensor, ctx: BlockContext, block: int) -> Tensor:
-        q = self.heads(ctx.runtime.ops.rms_norm(self.q(x), self.norm_q.weight, eps=self.norm_q.eps))
-        *kv, repeats = ctx.text.kv.get(block, lambda: self.keys_values(ctx.text))
-        return self.o(cross(q, tuple(kv), int(repeats)))
+    def attend_image(self, q: Tensor, kv: tuple[Tensor, ...], ctx: BlockContext) -> Tensor:
+        return super().attend_image(q, kv[:4], ctx)
+
+    def attend(
+        self, q: Tensor, kv: tuple[Tensor, ...], ctx: BlockContext, image: Tensor | None = None
+    ) -> Tensor:
+        """Text and image by one launch, whether or not the image's part is known."""
+        return self.o(cross(q, kv[:4], int(kv[4])))

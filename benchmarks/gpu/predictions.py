@@ -20,7 +20,9 @@ PREDICTED = {
     "fused, cuDNN plans": ("a better plan for self-attention, at 545 TFLOP/s", 3150),
     "fused, absorbed, cross kernel": ("both", 3005),
     "fused, absorbed, cross kernel, cuDNN plans": ("all", 2945),
-    "fast, fp8 linears": ("linears at 1,250 TFLOP/s, their inputs rounded in a pass of their own", 2750),
+    "fast, fp8 linears": ("linears at 1,250 TFLOP/s, their inputs rounded by norms and GELU", 2600),
+    "fast, fp8 linears, int8 attention": ("+ self-attention in 0.75 of its time", 2160),
+    "fast, fp8 linears, int8 and fp8 attention": ("+ in half of its time", 1720),
 }
 # Of the other parts: (what, unit, value), likewise before the first run.
 OTHERS = {

@@ -16,7 +16,7 @@ def aims(found: Found) -> str:
     """Issue 5's aims as ratios, each with what was measured."""
     m = found["forward"] or {}
     both = steps(m) if m else {}
-    step = both.get("fused") or both.get("fused, absorbed") or {}
+    step = both.get("fused, silence absorbed") or both.get("fused") or both.get("fused, absorbed") or {}
     vae, job, load, two = (found[n] or {} for n in ("vae", "job", "load", "two_gpus"))
     best = max((two.get("speedup") or {"": 0.0}).values()) or None
     fastest = min((r["median_ms"] for r in m.get("variants", []) if r["tier"] == "fast"), default=None)

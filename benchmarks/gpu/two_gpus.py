@@ -6,7 +6,8 @@
 One GPU: every rank runs the whole step on its own, at the same time, so that all cards have the same warmth
 and power; rank 0's time counts. Hybrid: whole passes side by side, the last by all ranks (performance.md
 §3.6). Ulysses: every pass by all ranks. Rounds are interleaved; the velocities of each way are compared
-with one GPU's. NCCL's settings are the environment's and are written into the result.
+with one GPU's. The pass without speech is absorbed
+(2 GB), by every way. NCCL's settings are the environment's and are written into the result.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import os
 import statistics
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +89,7 @@ def measure(sheet: Sheet, size: Scale, device: torch.device, rank: int, variant:
     model = build(size.config, device, torch.bfloat16)
     join_qkv(model)
     bench = Bench(model, size, device)
-    model.runtime = bench.runtime(named(variant))
+    model.runtime = replace(bench.runtime(named(variant)), absorb_silence=True)
     passes = StepPasses(model, inputs(model, size, device, torch.bfloat16))
     steps = ways(passes)
     dist.barrier()

@@ -120,7 +120,7 @@ def _gate_residual(
     if x.shape != y.shape:
         msg = f"gate_residual: x {tuple(x.shape)} and y {tuple(y.shape)} differ"
         raise ValueError(msg)
-    if inplace and not x.iscontiguous_format:
+    if inplace and not x.is_contiguous():
         msg = f"gate_residual: only a contiguous x can be written in place, got strides {x.stride()}"
         raise ValueError(msg)
     batch, rows, channels = x.shape
