@@ -4,7 +4,7 @@
 
 import triton
 import triton.language as tl
-from torch import Tensor, channels_last_3d, empty_like
+from torch import Tensor, channels_last_3d, contiguous_format, empty_like
 
 from ._launch import next_power_of_2
 
@@ -31,8 +31,10 @@ def rms_norm_silu_kernel(
     tl.store(out + offset, value.to(out.dtype.element_ty), mask=mask)
 
 
-def rms_norm_silu(x: Tensor, gamma: Tensor) -> Tensor:
+def rms_norm_silu(x: Tensor, gamma: Tensor, out: Tensor | None = None) -> Tensor:
     """SiLU of the VAE's RMS norm: x [B, C, T, H, W], contiguous or channels_last_3d (kept); gamma [C].
+
+    `out`, of x's shape, dtype and layout, is written and returned.
 
     Reference: `wan.kernels.reference.rms_norm_silu`.
     """
@@ -41,7 +43,7 @@ def rms_norm_silu(x: Tensor, gamma: Tensor) -> Tensor:
     if not last and not x.is_contiguous():
         msg = f"rms_norm_silu: x must be contiguous or channels_last_3d, got strides {x.stride()}"
         raise ValueError(msg)
-    out = empty_like(x)
+    out = empty_like(x) if out is None else _like(out, x, last=last)
     positions = spatial[0] * spatial[1] * spatial[2]
     block_c = next_power_of_2(channels)
     block_p = max(1, 4096 // block_c)
@@ -50,4 +52,14 @@ def rms_norm_silu(x: Tensor, gamma: Tensor) -> Tensor:
         x, gamma.reshape(-1), out, positions, total, channels**0.5,
         C=channels, BLOCK_C=block_c, BLOCK_P=block_p, CHANNELS_LAST=last, num_warps=4,
     )  # fmt: skip
+    return out
+
+
+def _like(out: Tensor, x: Tensor, *, last: bool) -> Tensor:
+    layout = channels_last_3d if last else contiguous_format
+    same = out.shape == x.shape and out.dtype == x.dtype and out.is_contiguous(memory_format=layout)
+    if not same:
+        got = f"{tuple(out.shape)} {out.dtype} with strides {out.stride()}"
+        msg = f"rms_norm_silu: out must be like x, {tuple(x.shape)} {x.dtype}, got {got}"
+        raise ValueError(msg)
     return out

@@ -12,8 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-NormSiluFn = Callable[[Tensor, Tensor], Tensor]
-"""norm_silu(x [B,C,T,H,W], gamma [C,1,1,1]) → SiLU(norm(x)), as `wan.kernels.rms_norm_silu`."""
+NormSiluFn = Callable[..., Tensor]
+"""norm_silu(x [B,C,T,H,W], gamma [C,1,1,1], out=None) → SiLU(norm(x)), as `wan.kernels.rms_norm_silu`."""
+
+HISTORY = 2  # frames that a convolution of three in time sees before its own
 
 
 class CausalCache:
@@ -28,15 +30,33 @@ class CausalCache:
         self._tails: dict[nn.Module, Tensor] = {}
         self.settled = True
         self._watched = False
+        self._room: tuple[Tensor, Tensor] | None = None
 
     def push(self, layer: nn.Module, x: Tensor, keep: int) -> Tensor:
         """Put the remembered frames (at first zeros) in front of x [B,C,T,H,W]; remember its last `keep`."""
-        past = self._tails.get(layer)  # both ways keep x's memory format
-        x = F.pad(x, (0, 0, 0, 0, keep, 0)) if past is None else torch.cat([past, x], dim=2)
+        past = self._tails.get(layer)  # all ways keep x's memory format
+        room, self._room = self._room, None
+        if room is not None and room[0] is x and keep == HISTORY:
+            x = room[1]
+            x[:, :, :keep] = 0 if past is None else past
+        else:
+            x = F.pad(x, (0, 0, 0, 0, keep, 0)) if past is None else torch.cat([past, x], dim=2)
         tail = self._tails[layer] = x[:, :, -keep:].clone()  # a clone: a view would keep all of x alive
         if self._watched and self.settled:
             self.settled = past is not None and same_bits(past, tail)
         return x
+
+    def room_behind_history(self, x: Tensor) -> Tensor | None:
+        """Memory for a tensor like x [1,C,T,H,W] that `push` need not copy, if x has its frames one after the
+        other in memory: who fills it saves reading and writing all of it once.
+        """
+        if x.requires_grad or x.shape[0] != 1 or memory_format(x) != torch.channels_last_3d:
+            return None
+        _, c, t, h, w = x.shape
+        shape = (1, c, HISTORY + t, h, w)
+        whole = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last_3d)
+        self._room = whole[:, :, HISTORY:], whole
+        return self._room[0]
 
     def watch(self, on: bool) -> None:
         """From here on, `settled` says whether every layer's frames stayed what they were; costs a comparison
@@ -76,15 +96,15 @@ class CausalConv3d(nn.Conv3d):
         return super().forward(cache.push(self, x, history) if history else x)
 
 
-def channel_rms_norm(x: Tensor, gamma: Tensor) -> Tensor:
-    """x [B,C,...] / ‖x‖₂ over the channels · √C · gamma [C,1,...]: same shape and dtype."""
+def channel_rms_norm(x: Tensor, gamma: Tensor, out: Tensor | None = None) -> Tensor:
+    """x [B,C,...] / ‖x‖₂ over the channels · √C · gamma [C,1,...]: x's shape and dtype, in `out` if given."""
     inverse = torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min_(1e-12).reciprocal_()
-    return (x * inverse.to(x.dtype)).mul_(gamma * x.shape[1] ** 0.5)
+    return torch.mul(x, inverse.to(x.dtype), out=out).mul_(gamma * x.shape[1] ** 0.5)
 
 
-def norm_silu_eager(x: Tensor, gamma: Tensor) -> Tensor:
+def norm_silu_eager(x: Tensor, gamma: Tensor, out: Tensor | None = None) -> Tensor:
     """SiLU(channel_rms_norm(x)); x stays."""
-    return F.silu(channel_rms_norm(x, gamma), inplace=True)
+    return F.silu(channel_rms_norm(x, gamma, out), inplace=True)
 
 
 class ChannelRMSNorm(nn.Module):
@@ -107,7 +127,8 @@ class NormSiLU(ChannelRMSNorm):
 
     def forward(self, x: Tensor, cache: CausalCache) -> Tensor:
         """x [B,C,T,H,W] → same shape and dtype."""
-        return cache.norm_silu(x, self.gamma)
+        room = cache.room_behind_history(x)
+        return cache.norm_silu(x, self.gamma) if room is None else cache.norm_silu(x, self.gamma, out=room)
 
 
 class ResidualBlock(nn.Module):
@@ -214,7 +235,8 @@ class Upsample(nn.Module):
     def _interleave(x: Tensor) -> Tensor:
         """[B,2C,T,H,W] → [B,C,2T,H,W]: the two halves of the channels are two successive frames."""
         b, c, t, h, w = x.shape
-        y = x.new_empty(b, c // 2, 2 * t, h, w).to(memory_format=memory_format(x))
+        shape = (b, c // 2, 2 * t, h, w)
+        y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
         y[:, :, 0::2], y[:, :, 1::2] = x[:, : c // 2], x[:, c // 2 :]
         return y
 
