@@ -203,7 +203,7 @@ def _health(app: FastAPI, queue: QueueWorker, metrics: Metrics) -> None:
     @app.get("/readyz", summary="Whether jobs are being done")
     def readyz() -> JSONResponse:
         if not queue.ready or queue.worker is None:
-            why = "draining" if queue.draining else "failed" if queue.failure else "loading"
+            why = "failed" if queue.failure else "draining" if queue.draining else "loading"
             return JSONResponse({"ready": False, "why": why}, status_code=503)
         health = health_check(queue.worker)
         checks = {name: check["ok"] for name, check in health["checks"].items()}

@@ -100,11 +100,25 @@ class QueueWorker:
             log.exception("the models could not be loaded")
             self.on_failure()
             return
+        try:
+            self._work(self.worker)
+        except Exception:
+            # A queue that can't be read or written (a full disk): nobody would do the jobs any more.
+            log.exception("the queue failed")
+            self._end("the queue failed; this process has to be restarted")
+
+    def _end(self, why: str) -> None:
+        """Leave the rest to a supervisor, which starts the process anew; the queue is on disk."""
+        self.failure = InternalFault("internal", why)
+        self._drain.set()
+        self.on_failure()
+
+    def _work(self, worker: Worker) -> None:
         swept = time.monotonic()
         while not self.draining:
             record = self._store.take(_WAIT_S)
             if record is not None:
-                self._one(record, self.worker)
+                self._one(record, worker)
             if time.monotonic() - swept > _SWEEP_S:
                 self._store.sweep()
                 swept = time.monotonic()
@@ -135,10 +149,7 @@ class QueueWorker:
         for listener in self._listeners:
             listener(finished, seconds)
         if refresh:
-            # A process whose CUDA context is broken is replaced by its supervisor; the queue is on disk.
-            self.failure = InternalFault("internal", "the GPU failed; this process has to be restarted")
-            self._drain.set()
-            self.on_failure()
+            self._end("the GPU failed; this process has to be restarted")
 
     def _why_stop(self, job_id: str) -> str | None:
         if job_id in self._cancelled:

@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -299,6 +300,25 @@ def test_an_error_of_the_gpu_ends_the_process_for_its_supervisor(tmp_path: Path)
         wait_until(lambda: ended)
         assert api.http.get("/readyz").status_code == 503
         assert code(api.submit()) == (503, "busy.draining")
+
+
+def test_a_queue_that_can_not_be_written_ends_the_process_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with service(tmp_path) as api:
+        ended: list[bool] = []
+        api.queue.on_failure = lambda: ended.append(True)
+
+        def full(*_: object) -> None:
+            msg = "database or disk is full"
+            raise sqlite3.OperationalError(msg)
+
+        monkeypatch.setattr(api.store, "finish", full)
+        job = api.submit().json()["id"]
+        wait_until(lambda: ended)
+        assert api.http.get("/readyz").json() == {"ready": False, "why": "failed"}
+        assert api.http.get("/livez").status_code == 200
+        assert api.status(job)["status"] == "running", "it runs again in the next process"
 
 
 def test_what_ran_when_the_process_died_runs_once_more_and_no_more(tmp_path: Path) -> None:
