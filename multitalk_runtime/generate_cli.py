@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 from multitalk_runtime.errors import JobFault
-from wan.quality import LINEARS, QUALITIES, TIERS, VAE_DECODE
+from wan.quality import ABSORB_AUDIO, LINEARS, QUALITIES, TIERS, VAE_DECODE
 
 __all__ = ["check_flags", "parser"]
 
@@ -70,8 +70,8 @@ def parser() -> argparse.ArgumentParser:
         "any other flag given beside it wins")  # fmt: skip
     add("--linears", default=None, choices=LINEARS, help="matrix products (default bf16; fast fp8)")
     add("--vae_decode", default=None, choices=VAE_DECODE, help="default fp32; else than exact bf16")
-    add("--absorb_audio", type=_boolean, default=None,
-        help="audio projections multiplied into keys and values, 20 GiB more (near does)")  # fmt: skip
+    add("--absorb_audio", default=None, choices=ABSORB_AUDIO,
+        help="multiply audio projections into keys and values; silence takes 2 GB, all 22")  # fmt: skip
     add("--base_seed", type=int, default=42, help="below 0: a random one (default 42)")
     add("--sample_steps", type=int, default=None, help="default 40; turbo 8")
     add("--sample_shift", type=float, default=None, help="default 7 for 480, 11 for 720; turbo 2")

@@ -121,7 +121,7 @@ class Generator:
         attention: str | None = None,
         linears: str | None = None,
         vae_decode: str | None = None,
-        absorb_audio: bool | None = None,
+        absorb_audio: str | None = None,
         kernels: str | None = None,
         loras: Sequence[Lora] = (),
         quant: str | None = None,

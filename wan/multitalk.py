@@ -295,7 +295,9 @@ class MultiTalkPipeline:
             msg = f"linears {switches.linears!r} can't be had: the model was loaded with {self.linears!r}"
             raise ValueError(msg)
         self.model.use(
-            attention=AttentionBackend(name=switches.attention), absorb_audio=switches.absorb_audio
+            attention=AttentionBackend(name=switches.attention),
+            absorb_audio=switches.absorb_audio == "all",
+            absorb_silence=switches.absorb_audio == "silence",
         )
         return {"fp32": torch.float32, "bf16": torch.bfloat16}[switches.vae_decode]
 

@@ -23,6 +23,7 @@ __all__ = ["QUALITIES", "TIERS", "Machine", "QualityError", "Setting", "Switches
 
 LINEARS = ("bf16", "fp8")
 VAE_DECODE = ("fp32", "bf16")
+ABSORB_AUDIO = ("none", "silence", "all")
 LOSSY_ATTENTION = frozenset({"sage", "int8", "int8_fp8"})
 ABSORB_BYTES = 64 << 30  # of a GPU: 38 GB of weights, 22 GB of absorbed projections, activations
 
@@ -35,16 +36,17 @@ class QualityError(ValueError):
 class Switches:
     """All that a quality decides. `exact` is the defaults.
 
-    attention: a name of `wan.attention_backends`. linears: "bf16", or "fp8" for those of the blocks that see
-    every token. vae_decode: "fp32" or "bf16"; encoding is always fp32. absorb_audio: see
-    `modules.runtime.Runtime`. step_cache: a TeaCache threshold, or None to run every step. lora: whether a
-    distilled LoRA is merged. steps, shift (None: the size's own) and guidance scales: of the sampling.
+    attention: a name of `wan.attention_backends`. linears: "bf16", or "fp8" for those of the blocks that
+    see every token. vae_decode: "fp32" or "bf16"; encoding is always fp32. absorb_audio: "none", "silence"
+    (only in the pass without speech: 2 GB) or "all" (22 GB), see `modules.runtime.Runtime`. step_cache: a
+    TeaCache threshold, or None to run every step. lora: whether a distilled LoRA is merged. steps, shift
+    (None: the size's own) and guidance scales: of the sampling.
     """
 
     attention: str = "sdpa"
     linears: str = "bf16"
     vae_decode: str = "fp32"
-    absorb_audio: bool = False
+    absorb_audio: str = "none"
     step_cache: float | None = None
     lora: bool = False
     steps: int = 40
@@ -53,11 +55,12 @@ class Switches:
     audio_guide_scale: float = 4.0
 
     def __post_init__(self) -> None:
-        for name, known in (("linears", LINEARS), ("vae_decode", VAE_DECODE)):
+        values = {"linears": LINEARS, "vae_decode": VAE_DECODE, "absorb_audio": ABSORB_AUDIO}
+        for name, known in values.items():
             if getattr(self, name) not in known:
                 msg = f"{name} {getattr(self, name)!r} is not one of {', '.join(known)}"
                 raise QualityError(msg)
-        if self.linears == "fp8" and self.absorb_audio:
+        if self.linears == "fp8" and self.absorb_audio != "none":
             msg = "absorb_audio does away with linears that fp8 would speed up; choose one of the two"
             raise QualityError(msg)
 
@@ -76,7 +79,7 @@ class Switches:
 
 TIERS: Mapping[str, Switches] = {
     "exact": Switches(),
-    "near": Switches(vae_decode="bf16", absorb_audio=True),
+    "near": Switches(vae_decode="bf16", absorb_audio="all"),
     "fast": Switches(vae_decode="bf16", linears="fp8"),
     # What the FusionX LoRA's authors recommend.
     "turbo": Switches(
@@ -165,9 +168,9 @@ class Machine:
             found.append(f"attention {switches.attention} needs a GPU")
         elif switches.attention == "int8_fp8" and self.fp8 is not None:
             found.append(f"attention int8_fp8 can't run on {self.device}: {self.fp8}")
-        if switches.absorb_audio and self.memory is not None and self.memory < ABSORB_BYTES:
+        if switches.absorb_audio == "all" and self.memory is not None and self.memory < ABSORB_BYTES:
             need, have = ABSORB_BYTES >> 30, self.memory >> 30
-            found.append(f"absorb_audio needs a GPU of {need} GiB, {self.device} has {have}")
+            found.append(f"absorb_audio all needs a GPU of {need} GiB, {self.device} has {have}")
         return tuple(found)
 
 

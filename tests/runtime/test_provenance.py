@@ -63,7 +63,8 @@ def test_the_switches_are_in_the_result_and_in_the_file(tiny_generator: Generato
     assert (exact.quality, near.quality) == ("exact", "near")
     assert exact.overrides == near.overrides == ("steps",)
     assert near.switches["vae_decode"] == "bf16"
-    assert near.switches["absorb_audio"]
+    assert near.switches["absorb_audio"] == "all"
+    assert tiny_generator.pipeline.model.runtime.absorb_audio
     assert near.sha256 != exact.sha256
     told = json.loads(json.dumps(near.to_json()))
     written = comment(near.video)
@@ -72,6 +73,7 @@ def test_the_switches_are_in_the_result_and_in_the_file(tiny_generator: Generato
     assert set(written["versions"]) == {"torch", "cuda", "cudnn", "triton", "wan", "runtime"}
     assert written["lossy"] == ["vae_decode"]
     again = tiny_generator.run(ask(tmp_path / "again.mp4"))
+    assert not tiny_generator.pipeline.model.runtime.absorb_audio
     assert again.sha256 == exact.sha256  # the one in between left nothing
 
 

@@ -62,7 +62,8 @@ def test_every_switch_is_the_given_one_or_the_words(quality, steps, vae_decode) 
         ("best", {}, "'best' is not one of exact, near, fast, turbo"),
         ("exact", {"linears": "fp4"}, "linears 'fp4' is not one of bf16, fp8"),
         ("exact", {"vae_decode": "fp8"}, "vae_decode 'fp8' is not one of fp32, bf16"),
-        ("fast", {"absorb_audio": True}, "choose one of the two"),
+        ("fast", {"absorb_audio": "silence"}, "choose one of the two"),
+        ("near", {"absorb_audio": True}, "absorb_audio True is not one of none, silence, all"),
         ("exact", {"color": 1}, "no switch color"),
     ],
 )
