@@ -50,6 +50,9 @@ def verdict_of(report: SmokeReport, **policy: Any) -> Verdict:
         ({"memory_bytes": 0}, "no limit of memory"),
         ({"pids": None}, "no limit of processes"),
         ({"pids": -1}, "no limit of processes"),
+        ({"namespaces": {"Pid": "host", "Ipc": "private", "UTS": "", "Userns": ""}}, "Pid namespace of host"),
+        ({"namespaces": {"Ipc": "container:abc"}}, "Ipc namespace of container:abc"),
+        ({"binds": {"/mtbuild/out": "rw", "/mtbuild/suite": "rw"}}, "/mtbuild/suite writable from outside"),
     ],
 )
 def test_one_open_door_is_enough(change: dict[str, Any], word: str) -> None:
@@ -65,6 +68,15 @@ def test_one_open_door_is_enough(change: dict[str, Any], word: str) -> None:
 def test_a_setting_that_is_not_told_is_open(key: str) -> None:
     told = {name: value for name, value in SHUT_IN.items() if name != key}
     assert len(open_doors(settled(report_of(REF), dict.fromkeys(USERS, told)))) == 2
+
+
+def test_what_the_suite_itself_needs_is_no_open_door() -> None:
+    told = {
+        **SHUT_IN,
+        "namespaces": {"Pid": "", "Ipc": "private", "UTS": "", "Userns": ""},
+        "binds": {"/mtbuild/out": "rw", "/mtbuild/suite": "ro", "/mtbuild/request.json": "ro"},
+    }
+    assert open_doors(settled(report_of(REF), dict.fromkeys(USERS, told))) == ()
 
 
 def test_what_the_host_did_not_state_is_not_proven() -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["open_doors"]
 
 _FACT = "container.settings"
+_OUT = "/mtbuild/out"  # where the suite writes its report: the one place of the host's that it may write to
 
 
 def open_doors(report: SmokeReport) -> tuple[str, ...]:
@@ -52,6 +53,20 @@ def _open(settings: Mapping[str, Any]) -> list[str]:
         limit = settings.get(key)
         if not isinstance(limit, int) or isinstance(limit, bool) or limit <= 0:
             lines.append(f"no limit of {word}")
+    return lines + _shared(settings)
+
+
+def _shared(settings: Mapping[str, Any]) -> list[str]:
+    """What it shared with the host or others. Reports made before these were recorded don't state them."""
+    lines: list[str] = []
+    namespaces = settings.get("namespaces", {})
+    for name, mode in sorted(namespaces.items()) if isinstance(namespaces, dict) else ():
+        if str(mode) == "host" or str(mode).startswith("container:"):
+            lines.append(f"{name} namespace of {mode}")
+    binds = settings.get("binds", {})
+    for place, mode in sorted(binds.items()) if isinstance(binds, dict) else ():
+        if mode != "ro" and place != _OUT:
+            lines.append(f"{place} writable from outside")
     return lines
 
 
