@@ -12,13 +12,14 @@ cell=${CELL:-t211} tier=${TIER:-gpu} top=${TOP:-/opt/mtbuild}
 here=docs/evidence/t211 repo=$PWD out=$top/out
 begin=$SECONDS
 step() { echo "== $* (at $((SECONDS - begin)) s)"; }
-mkdir -p "$top" "$out"
+rm -rf "$out" && mkdir -p "$top" "$out"
 keep() { # whatever happened: what there is comes back
     local status=$?
     cp -r .mtbuild/keys/*.pub "$out/" 2>/dev/null || true
     cp .mtbuild/cells/*/*/{build,manifest,verdict}.json .mtbuild/cells/*/*/Dockerfile "$out/" 2>/dev/null || true
     cp "$top/stage/inventory.txt" "$out/" 2>/dev/null || true
     cp -r .mtbuild/smoke "$out/smoke" 2>/dev/null || true
+    sleep 0.5 # for tee
     sed -i "s|$top|TOP|g; s|$repo|.|g" "$out/run.log" "$out/commands.txt" 2>/dev/null || true
     step "ended with $status"
     tar -C "$out" -czf "$kept" .
