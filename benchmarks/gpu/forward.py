@@ -63,7 +63,7 @@ def of_the_model(
     sheet.step("breakdown", rounds)
     gc.collect()
     if "step" not in skip:
-        sheet.step("step", lambda: step(Bench(model, size, device), min(2, size.repeats)), need_s=40)
+        sheet.step("step", lambda: step(Bench(model, size, device), 1), need_s=110)
     if "plain_parts" not in skip:
         sheet.step("plain_parts", lambda: plain_parts(model, size, device), need_s=10)
 
