@@ -92,6 +92,24 @@ def test_what_the_models_were_not_loaded_for(tiny_generator: Generator, tmp_path
     assert not list(tmp_path.iterdir())
 
 
+def test_turbo_with_a_lora_makes_a_video(tiny_models: Path, tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    name, file = "diffusion_model.blocks.0.self_attn.q", tmp_path / "lora.safetensors"
+    factors = {f"{name}.lora_down.weight": torch.randn(4, 256), f"{name}.lora_up.weight": torch.randn(256, 4)}
+    save_file(factors, file)
+    generator = Generator.load(
+        ModelDirs.under(tiny_models), device="cpu", quality="turbo", loras=[Lora(file=file, scale=0.1)]
+    )
+    result = generator.run(ask(tmp_path / "v.mp4", quality="turbo", sample_steps=1))
+    assert (result.quality, result.steps, result.overrides) == ("turbo", 1, ("steps",))
+    assert (result.switches["lora"], result.switches["text_guide_scale"]) == (True, 1.0)
+    assert comment(result.video)["lossy"] == ["vae_decode", "lora"]
+    exact = generator.run(ask(tmp_path / "e.mp4"))
+    assert exact.overrides == ("steps", "lora")  # an explicit LoRA wins over the word, and is told
+
+
 def test_fp8_on_a_cpu_is_refused_before_anything_is_read(tmp_path: Path) -> None:
     dirs = ModelDirs.under(tmp_path)  # empty: reading would be another error
     with pytest.raises(Fault, match=r"a CPU has no fp8.*works here: exact, near") as caught:
