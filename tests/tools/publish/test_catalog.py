@@ -275,11 +275,12 @@ def test_pick_and_verify_agree_after_a_newer_suite_found_a_failure(
         return picked, all(step.passed for step in steps)
 
     assert answers(moment) == (True, True)
-    bad = report_of(build.ref, gpu=gpu, finished=NOW, bad={"imports.wan": "failed"}, suite=newer)
+    later = NOW + timedelta(hours=20)  # after every verdict: nothing but the failure itself tells of it
+    bad = report_of(build.ref, gpu=gpu, finished=later, bad={"imports.wan": "failed"}, suite=newer)
     with pytest.raises(RefusedError):
         runs(bad, suite=newer)
     assert answers(moment) == (False, False)
-    listed = catalog.rebuild(release, keys)
+    listed = catalog.rebuild(release, keys, now=moment)
     told = {e.image.tag: e for e in listed.entries}[entry.image.tag]
     assert "imports.wan" in told.objections[0]
     assert told.expires is None

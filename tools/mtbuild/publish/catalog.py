@@ -193,15 +193,18 @@ def proof_of(
     return tuple(statements), tuple(summaries)
 
 
-def _entries(statements: Sequence[Statement], summaries: Sequence[Summary], digest: Digest) -> list[Entry]:
+def _entries(
+    statements: Sequence[Statement], summaries: Sequence[Summary], digest: Digest, now: datetime
+) -> list[Entry]:
     latest: dict[str, Summary] = {}
     for summary in summaries:
         held = latest.get(summary.image.tag)
         key = (summary.verified_at, str(summary.envelope))
         if held is None or key > (held.verified_at, str(held.envelope)):
             latest[summary.image.tag] = summary
-    # No clock: judged as of the last time that somebody looked, so the same evidence gives the same bytes.
-    looked = max((_moment(summary.verified_at) for summary in summaries), default=datetime.now(UTC))
+    # The clock only keeps out runs that claim to end in the future; by what is past, the same evidence gives
+    # the same bytes. Never as of the verdicts alone: a failure found after them would then not be heard.
+    looked = max((now, *(_moment(summary.verified_at) for summary in summaries)))
     return [
         _entry(digest, summary, statements, looked)
         for summary in latest.values()
@@ -292,8 +295,18 @@ def read(repository: Repository, keys: Iterable[PublicKey]) -> Catalog | None:
     return catalog
 
 
-def rebuild(repository: Repository, keys: Keys, *, note: Callable[[str], None] = lambda _: None) -> Catalog:
-    """Make the catalog anew from tags and evidence and write it. Call it under the release's lock."""
+def rebuild(
+    repository: Repository,
+    keys: Keys,
+    *,
+    note: Callable[[str], None] = lambda _: None,
+    now: datetime | None = None,
+) -> Catalog:
+    """Make the catalog anew from tags and evidence and write it. Call it under the release's lock.
+
+    Runs that end after `now` (aware; else this moment) are not heard.
+    """
+    moment = now or datetime.now(UTC)
     entries: list[Entry] = []
     tags = [tag for tag in repository.tags() if tag != TAG and not tag.startswith("sha256-")]
     for tag in tags:
@@ -301,7 +314,8 @@ def rebuild(repository: Repository, keys: Keys, *, note: Callable[[str], None] =
         if manifest is None:
             continue
         statements, summaries = proof_of(repository, manifest.digest, keys.trusted, note=note)
-        found = [e for e in _entries(statements, summaries, manifest.digest) if e.image.tag == tag]
+        listed = _entries(statements, summaries, manifest.digest, moment)
+        found = [entry for entry in listed if entry.image.tag == tag]
         entries += found
         note(f"{tag}: {'in the catalog' if found else 'an alias, or no verdict names it; left out'}")
     catalog = _catalog(repository, entries)
@@ -315,25 +329,26 @@ def update(
     keys: Keys,
     *,
     note: Callable[[str], None] = lambda _: None,
+    now: datetime | None = None,
 ) -> bool:
     """Bring one digest's entries up to date; whether that changed anything. Call it under the release's lock.
 
-    A catalog that can't be believed is made anew from tags and evidence.
+    A catalog that can't be believed is made anew from tags and evidence. `now` as for `rebuild`.
     """
     try:
         current = read(repository, keys.trusted)
     except UnverifiedError as error:
         note(f"{error}\nmaking it anew")
-        rebuild(repository, keys, note=note)
+        rebuild(repository, keys, note=note, now=now)
         return True
     if current is not None and current.schema != SCHEMA:
         note(f"{repository.name}:{TAG} has schema {current.schema}; making it anew")
-        rebuild(repository, keys, note=note)
+        rebuild(repository, keys, note=note, now=now)
         return True
     statements, summaries = proof_of(repository, digest, keys.trusted, note=note)
     fresh = [
         entry
-        for entry in _entries(statements, summaries, digest)
+        for entry in _entries(statements, summaries, digest, now or datetime.now(UTC))
         if (tagged := repository.find_manifest(entry.image.tag)) is not None and tagged.digest == digest
     ]
     others = [entry for entry in current.entries if entry.digest != digest] if current else []

@@ -196,7 +196,7 @@ def _publish(job: Job, envelopes: Sequence[Envelope]) -> Promotion:
         changed = True
     moved, now_named = move_aliases(job, manifest)
     changed |= moved
-    changed |= catalog.update(job.target, job.digest, job.keys, note=job.note)
+    changed |= catalog.update(job.target, job.digest, job.keys, note=job.note, now=job.now)
     _write_verdict(job, verdict)
     return Promotion(
         repository=job.target.name,
@@ -213,7 +213,7 @@ def _record_refusal(job: Job, manifest: Manifest, fresh: Sequence[Envelope], ver
     if job.target.find_manifest(job.digest) is not None:
         for envelope in fresh:
             attach(job.target, manifest, envelope)
-        catalog.update(job.target, job.digest, job.keys, note=job.note)
+        catalog.update(job.target, job.digest, job.keys, note=job.note, now=job.now)
     _write_verdict(job, verdict)
 
 
