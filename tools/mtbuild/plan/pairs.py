@@ -75,7 +75,8 @@ def _cudart(torch: WheelFacts, extension: WheelFacts) -> Odds | None:
     guarded = all(name == f"{extension.name}/_C.so" for name, _ in foreign)
     falls_back = guarded and bool(extension.attention) and _schema(torch, extension) is None
     outcome = (
-        "its own kernels are off; attention runs by PyTorch's operators"
+        "its own kernels are off; by its wheel, attention runs by PyTorch's operators, "
+        "but on an H200 none of them answered (docs/decisions/0003): the smoke suite decides"
         if falls_back
         else "it can't be loaded"
     )
