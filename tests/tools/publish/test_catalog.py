@@ -199,6 +199,32 @@ def test_the_newest_run_on_a_gpu_is_the_one_that_is_listed(
     assert len(runs) == 2
 
 
+def test_a_pass_that_the_gate_does_not_hear_vouches_for_no_gpu(
+    history: Catalog, release: Repository, staging: Repository, keys: Keys
+) -> None:
+    """Another suite's pass neither takes a failure on that model back, nor makes a model tried."""
+    from mtbuild.publish.referrers import attach
+
+    entry = history.entries[-2]
+    manifest = release.manifest(entry.digest)
+    build = build_of(staging, manifest)
+    other = Digest.of(b"another suite")
+    failed = report_of(
+        build.ref, gpu=RTX4090, finished=NOW - timedelta(hours=3), bad={"triton.jit": "failed"}
+    )
+    for report in (
+        failed,
+        report_of(build.ref, gpu=RTX4090, suite=other),
+        report_of(build.ref, gpu={**RTX4090, "name": "NVIDIA L4"}, suite=other),
+    ):
+        attach(release, manifest, signed(report, build, keys))
+    catalog.update(release, entry.digest, keys)
+    read = catalog.read(release, keys.trusted)
+    assert read is not None
+    runs = {run.device.name: run.passed for run in read.entries[-2].runs if run.device}
+    assert runs == {H200["name"]: True, RTX4090["name"]: False}
+
+
 def schema_1(made: Catalog) -> Catalog:
     """As it was written before entries said when they expire."""
     entries = tuple(

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from mtbuild.publish.evidence import Statement
 
-__all__ = ["POLICY", "Channel", "Policy", "Standing", "Verdict", "hears", "judge", "standing"]
+__all__ = ["POLICY", "Channel", "Policy", "Standing", "Verdict", "end_of", "judge", "standing"]
 
 Channel = Literal["verified", "checked"]
 # Names what `judge` does; a demand more is a new name. By v1, containers' settings were recorded, not judged.
@@ -210,11 +210,6 @@ def standing(digest: Digest, statements: Iterable[Statement], policy: Policy, *,
         aside=tuple(aside),
         policy=policy,
     )
-
-
-def hears(digest: Digest, statement: Statement, policy: Policy, *, now: datetime) -> bool:
-    """Whether a run is about this digest, cell and build, by a signer and a host that are believed."""
-    return _not_heard(digest, statement, policy, now) is None
 
 
 def end_of(statement: Statement, policy: Policy) -> datetime | None:
