@@ -52,7 +52,7 @@ def test_a_hung_check_is_killed_with_all_that_it_started(suite: Suite, tmp_path:
         "hangs",
         f"""
         import subprocess, time
-        ID, TIERS, LIMIT_S = "hangs", ("cpu",), 1
+        ID, TIERS, LIMIT_S = "hangs", ("cpu",), 5
         def run(ctx):
             child = subprocess.Popen(["sleep", "600"])
             open({str(tmp_path / "child")!r}, "w").write(str(child.pid))
@@ -63,7 +63,7 @@ def test_a_hung_check_is_killed_with_all_that_it_started(suite: Suite, tmp_path:
     report = suite.run("hangs", "ldconfig")
     assert time.monotonic() - started < 30
     assert report["results"][0]["status"] == "timeout"
-    assert "1 s" in report["results"][0]["message"]
+    assert "within 5 s" in report["results"][0]["message"]
     assert report["results"][1]["status"] == "passed", "the next check still runs"
     assert suite.exit_status == 1
     state = Path(f"/proc/{(tmp_path / 'child').read_text()}/stat")
