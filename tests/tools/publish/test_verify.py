@@ -55,6 +55,30 @@ def test_all_is_well_by_tag_alias_and_digest(out: Promotion, release: Repository
     assert len(verify(release, parse_name(out.name), keys.trusted, now=NOW)) == 7
 
 
+def test_a_newer_checked_verdict_does_not_stand_for_a_verified_alias(
+    out: Promotion, build: SampleBuild, release: Repository, keys: Keys, paths: Paths
+) -> None:
+    late = NOW + timedelta(days=100)  # the GPU's evidence has expired, a CPU passed since
+    publish(
+        build.ref,
+        cell=V73,
+        build=build,
+        envelopes=[signed(report_of(build.ref, finished=late), build, keys)],
+        release=release.name,
+        channel="checked",
+        paths=paths,
+        keys=keys,
+        policy=policy_of(build, keys),
+        now=late,
+    )
+    for tag in ("v73", V73.id, out.tags[0]):
+        name = parse_name(f"{release.name}:{tag}@{out.digest}")
+        assert failing(verify(release, name, keys.trusted, now=late)) == ["it still holds today"]
+    for front in (f":{V73.id}-checked", f":{out.tags[0]}-checked", ""):
+        name = parse_name(f"{release.name}{front}@{out.digest}")
+        assert failing(verify(release, name, keys.trusted, now=late)) == []
+
+
 def test_a_digest_that_is_not_there(release: Repository, keys: Keys, image: Manifest) -> None:
     steps = verify(release, parse_name(f"{release.name}@{image.digest}"), keys.trusted, now=NOW)
     assert failing(steps) == ["the digest is served, with exactly its bytes"]

@@ -121,9 +121,17 @@ def _tag_step(repository: Repository, tag: str, digest: Digest) -> Step:
 
 
 def _summary(summaries: Sequence[Summary], tag: str | None) -> Summary | None:
-    """The newest verdict, of the named tag's where the tag is a write-once one."""
-    named = [summary for summary in summaries if summary.image.tag == tag]
-    return max(named or summaries, key=lambda s: (s.verified_at, str(s.envelope)), default=None)
+    """The newest verdict: of the named tag where that is write-once, of its channel where an alias."""
+    wanted = [summary for summary in summaries if summary.image.tag == tag]
+    if not wanted:
+        wanted = [summary for summary in summaries if tag is None or _moves(tag, summary)]
+    return max(wanted, key=lambda s: (s.verified_at, str(s.envelope)), default=None)
+
+
+def _moves(alias: str, summary: Summary) -> bool:
+    """Whether the verdict's channel has this alias: what a CPU proves does not stand for a verified one."""
+    checked = alias == f"{summary.image.cell_id}-checked"
+    return summary.policy.channel == ("checked" if checked else "verified")
 
 
 def _words(summary: Summary) -> str:
