@@ -19,13 +19,18 @@ from commands import ROOT, Done, mtbuild
 
 from mtbuild.digest import Reference
 from mtbuild.paths import Paths
+from mtbuild.plan.lock import Lock
 from mtbuild.plan.matrix import load
 from mtbuild.prove.build import build, builds_of
 from mtbuild.prove.disk import NotEnoughSpace
 from mtbuild.prove.engine import connect, retire
+from mtbuild.prove.layers import wheels_in_layers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from mtbuild.plan.cell import Cell
+    from mtbuild.plan.matrix import Matrix
 
 pytestmark = pytest.mark.engine
 
@@ -48,15 +53,16 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
 def test_v70_a_disk_that_is_too_small_is_named_before_anything_is_downloaded(
     tiny_disk: Path, main_job: Done, registry_host: str, tmp_path: Path
 ) -> None:
-    """A clone of the project whose wheel cache lies on a small disk."""
+    """A clone whose wheel cache lies on a small disk, and a cell that the engine holds nothing of."""
     assert main_job.code == 0, str(main_job)
     clone = _clone(tmp_path / "clone")
     paths = Paths(root=clone, cache=tiny_disk)
+    engine = connect(Paths.of(ROOT))
     with pytest.raises(NotEnoughSpace) as raised:
         build(
-            load(clone / "matrix.yaml").cell("v73"),
+            _unbuilt(load(clone / "matrix.yaml"), wheels_in_layers(engine)),
             paths=paths,
-            engine=connect(Paths.of(ROOT)),
+            engine=engine,
             staging=f"{registry_host}/mt-staging",
             base=Reference.parse(_base_reference()),
         )
@@ -106,6 +112,16 @@ def _clone(folder: Path) -> Path:
     for name in ("pyproject.toml", "README.md"):
         (folder / name).symlink_to(ROOT / name)
     return folder
+
+
+def _unbuilt(matrix: Matrix, built: frozenset[str]) -> Cell:
+    """A cell on v73's base whose torch is in no layer of the engine."""
+    base = matrix.cell("v73").base
+    for cell in matrix.cells:
+        torch = [w for w in Lock.load(ROOT / "images" / cell.id).wheels if w.name == "torch"]
+        if cell.base == base and built.isdisjoint(w.sha256 for w in torch):
+            return cell
+    pytest.fail("the engine holds every cell's torch: `make clean-engine`")
 
 
 def _base_reference() -> str:

@@ -145,7 +145,7 @@ def test_a_slow_server_is_given_up_at_the_limit(server: Any, tmp_path: Path) -> 
     for path in ("slow", "drip"):  # the content byte by byte, or the headers
         begin = time.monotonic()
         assert refused(f"{server.url}/{path}", tmp_path / "a", limit) == "fetch.timeout"
-        assert time.monotonic() - begin < 5
+        assert time.monotonic() - begin < 25  # the drip goes on for 30 s
 
 
 @pytest.mark.parametrize(
