@@ -204,7 +204,7 @@ def generate(flags: argparse.Namespace, dirs: ModelDirs, request: Request, speec
                 device=flags.device or launch.device,
                 rank=launch.rank,
                 quality=flags.quality,
-                **{name: value for name, value in given_switches(flags).items() if name != "lora"},
+                **{name: value for name, value in given_switches(flags).items() if name in SWITCH_FLAGS},
                 kernels=flags.kernels,
                 loras=loras,
                 quant=flags.quant,
@@ -224,10 +224,13 @@ def generate(flags: argparse.Namespace, dirs: ModelDirs, request: Request, speec
         return result if launch.rank == 0 else None
 
 
+SWITCH_FLAGS = ("attention", "linears", "vae_decode", "absorb_audio")
+
+
 def given_switches(flags: argparse.Namespace) -> dict[str, Any]:
     """The switches of `wan.quality` that stand on the command line; None where one doesn't."""
-    given = {name: getattr(flags, name) for name in ("attention", "linears", "vae_decode", "absorb_audio")}
-    return given | {"lora": True if flags.lora_dir else None}
+    given = {name: getattr(flags, name) for name in SWITCH_FLAGS}
+    return given | {"weights": flags.quant, "lora": True if flags.lora_dir else None}
 
 
 def machine(flags: argparse.Namespace) -> Machine:

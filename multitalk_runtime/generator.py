@@ -153,7 +153,7 @@ class Generator:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         device = usable_device(device)
         given = {"attention": attention, "linears": linears, "vae_decode": vae_decode,
-                 "absorb_audio": absorb_audio, "lora": True if loras else None}  # fmt: skip
+                 "absorb_audio": absorb_audio, "weights": quant, "lora": True if loras else None}  # fmt: skip
         with as_faults():
             setting = tiers.expand(quality, **given)
             tiers.require(setting, tiers.Machine.here(device, loras=len(loras)))

@@ -21,6 +21,7 @@ from typing import Any
 
 __all__ = ["QUALITIES", "TIERS", "Machine", "QualityError", "Setting", "Switches", "expand", "require"]
 
+WEIGHTS = ("bf16", "int8", "fp8")
 LINEARS = ("bf16", "fp8")
 VAE_DECODE = ("fp32", "bf16")
 ABSORB_AUDIO = ("none", "silence", "all")
@@ -36,14 +37,16 @@ class QualityError(ValueError):
 class Switches:
     """All that a quality decides. `exact` is the defaults.
 
-    attention: a name of `wan.attention_backends`. linears: "bf16", or "fp8" for those of the blocks that
-    see every token. vae_decode: "fp32" or "bf16"; encoding is always fp32. absorb_audio: "none", "silence"
-    (only in the pass without speech: 2 GB) or "all" (22 GB), see `modules.runtime.Runtime`. step_cache: a
-    TeaCache threshold, or None to run every step. lora: whether a distilled LoRA is merged. steps, shift
-    (None: the size's own) and guidance scales: of the sampling.
+    attention: a name of `wan.attention_backends`. weights: "bf16" as published, or "int8" or "fp8" from a
+    quantised file. linears: "bf16", or "fp8" for those of the blocks that see every token. vae_decode: "fp32"
+    or "bf16"; encoding is always fp32. absorb_audio: "none", "silence" (only in the pass without speech:
+    2 GB) or "all" (22 GB), see `modules.runtime.Runtime`. step_cache: a TeaCache threshold, or None to run
+    every step. lora: whether a distilled LoRA is merged. steps, shift (None: the size's own) and guidance
+    scales: of the sampling.
     """
 
     attention: str = "sdpa"
+    weights: str = "bf16"
     linears: str = "bf16"
     vae_decode: str = "fp32"
     absorb_audio: str = "none"
@@ -55,7 +58,12 @@ class Switches:
     audio_guide_scale: float = 4.0
 
     def __post_init__(self) -> None:
-        values = {"linears": LINEARS, "vae_decode": VAE_DECODE, "absorb_audio": ABSORB_AUDIO}
+        values = {
+            "weights": WEIGHTS,
+            "linears": LINEARS,
+            "vae_decode": VAE_DECODE,
+            "absorb_audio": ABSORB_AUDIO,
+        }
         for name, known in values.items():
             if getattr(self, name) not in known:
                 msg = f"{name} {getattr(self, name)!r} is not one of {', '.join(known)}"
@@ -69,6 +77,7 @@ class Switches:
         """The switches that make results differ from the published model's by more than bf16 rounding."""
         found = {
             "attention": self.attention in LOSSY_ATTENTION,
+            "weights": self.weights != "bf16",
             "linears": self.linears != "bf16",
             "vae_decode": self.vae_decode != "fp32",
             "step_cache": self.step_cache is not None,

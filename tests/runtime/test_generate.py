@@ -164,6 +164,10 @@ def test_dry_run_resolves_without_loading(tiny_models: Path, job: Callable[..., 
         3,
     )
     assert plan["seconds"] > 0
+    quantised = [*arguments, "--json", "--device", "h100", "--quant", "int8", "--quant_dir", str(tiny_models)]
+    assert main(quantised) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert (plan["quality"], plan["overrides"], plan["lossy"]) == ("exact", ["weights"], ["weights"])
     assert main([*arguments, "--save_file", "x"]) == 0
     shown = capsys.readouterr().out
     for word in ("x.mp4: 80×80, 99 frames", "2 of 81 frames", "40 a clip, 3 passes", "memory"):

@@ -39,6 +39,8 @@ def test_an_explicit_switch_wins_and_is_told() -> None:
     assert (told["quality"], told["overrides"]) == ("turbo", ["steps"])
     assert told["lossy"] == ["vae_decode", "lora"]
     assert expand("exact", attention="sage").switches.lossy == ("attention",)
+    quantised = expand("exact", weights="int8")
+    assert (quantised.overrides, quantised.switches.lossy) == (("weights",), ("weights",))
 
 
 @given(
