@@ -2,44 +2,35 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-import hashlib
 import io
 import json
 import os
 import secrets
-import shutil
 import signal
 import subprocess
 import sys
 import tarfile
 import time
-import zipfile
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from tiny_cell import commit, tiny
 
 from mtbuild.digest import Digest, Reference
 from mtbuild.errors import InputError
 from mtbuild.paths import Paths
-from mtbuild.plan.cell import Base, Cell
+from mtbuild.plan.cell import Base
 from mtbuild.plan.index import Index
-from mtbuild.plan.lock import Lock, LockedWheel, LockInputs, runtime_requirements
-from mtbuild.plan.render import render
+from mtbuild.plan.lock import Lock
 from mtbuild.proc import run
 from mtbuild.prove import debian, wheel_store
-from mtbuild.prove.base import ensure_base
 from mtbuild.prove.build import Build, BuildFailed, build, builds_of
-from mtbuild.prove.engine import Engine, connect, retire
+from mtbuild.prove.engine import Engine, retire
 from mtbuild.prove.layers import wheels_in_layers
-from mtbuild.prove.local_registry import ensure_registry
 
-ROOT = Path(__file__).parents[3]
-REAL = Paths.of(ROOT)
-BOOKWORM = Base(name="bookworm", kind="bootstrap", glibc="2.36", python=("3.11",), suite="bookworm")
 RECORD = Build(
     cell_id="torch2.7.1-cu126-xf0.0.31-py311",
     cell_name="v73",
@@ -70,146 +61,7 @@ def test_a_broken_record_is_an_input_error(text: str) -> None:
         Build.from_json(text)
 
 
-# --- downloads, against a real index on loopback ---------------------------------------------------------
-
-
-def wheel(name: str, version: str, files: dict[str, str]) -> tuple[str, bytes]:
-    """(file name, bytes) of a small wheel that installers accept, RECORD and all."""
-    info = f"{name}-{version}.dist-info"
-    members = {
-        **files,
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
-        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-    }
-    rows = []
-    for path, text in members.items():
-        digest = base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).decode().rstrip("=")
-        rows.append(f"{path},sha256={digest},{len(text.encode())}\n")
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as file:
-        for path, text in members.items():
-            file.writestr(path, text)
-        file.writestr(f"{info}/RECORD", "".join(rows) + f"{info}/RECORD,,\n")
-    return f"{name}-{version}-py3-none-any.whl", buffer.getvalue()
-
-
-def locked(name: str, content: bytes) -> LockedWheel:
-    project, version = name.split("-")[:2]
-    return LockedWheel(
-        name=project.replace("_", "-"),
-        version=version,
-        filename=name,
-        sha256=hashlib.sha256(content).hexdigest(),
-        size=len(content),
-        unpacked_size=2 * len(content),
-    )
-
-
-def lock_of(cell: Cell, wheels: list[tuple[str, bytes]], root: Path) -> Lock:
-    return Lock(
-        cell_id=cell.id,
-        name=cell.name,
-        inputs=LockInputs.of(cell, runtime_requirements(root)),
-        wheels=tuple(sorted((locked(*one) for one in wheels), key=lambda wheel: wheel.name)),
-    )
-
-
-def tiny(**changes: Any) -> Cell:
-    values: dict[str, Any] = {
-        "name": "tiny",
-        "flavour": "runtime-deps",
-        "base": BOOKWORM,
-        "python": "3.11",
-        "torch": "0.0.1",
-        "cuda": "12.6",
-        "triton": "0.0.2",
-        "xformers": "0.0.3",
-        "compiler": False,
-    }
-    return Cell(**{**values, **changes})
-
-
-@pytest.fixture
-def project(tmp_path: Path) -> Paths:
-    """A project of its own: its runtime is one module."""
-    (tmp_path / "wan").mkdir()
-    (tmp_path / "wan" / "__init__.py").write_text("ANSWER = 42\n")
-    (tmp_path / "pyproject.toml").write_text(
-        '[build-system]\nrequires = ["hatchling>=1.27"]\nbuild-backend = "hatchling.build"\n'
-        '[project]\nname = "multitalk-runtime"\nversion = "0.0.1"\ndependencies = []\n'
-        '[tool.hatch.build.targets.wheel]\npackages = ["wan"]\n'
-    )
-    shutil.copytree(ROOT / "templates", tmp_path / "templates")
-    return Paths(root=tmp_path, cache=tmp_path / "cache")
-
-
-def commit(cell: Cell, paths: Paths, salt: str) -> Lock:
-    """Lock and rendered files of a tiny cell, its wheels already downloaded. `salt` makes its layers new."""
-    wheels = [
-        wheel("torch", "0.0.1", {"torch/__init__.py": f"SALT = {salt!r}\n", "torch/bin/protoc": "x"}),
-        wheel("triton", "0.0.2", {"triton/__init__.py": "", "triton/_C/libproton.so": "x"}),
-        wheel("xformers", "0.0.3", {"xformers/__init__.py": ""}),
-        wheel("numpy", "1.26.4", {"numpy/__init__.py": "", "numpy/core/tests/test_x.py": ""}),
-    ]
-    lock = lock_of(cell, [] if cell.flavour == "minimal" else wheels, paths.root)
-    for one, (_, content) in zip(
-        lock.wheels, sorted(wheels, key=lambda pair: pair[0]) if lock.wheels else [], strict=True
-    ):
-        file = wheel_store.path_of(one, paths.wheels)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(content)
-    render(cell, lock, templates=paths.templates).write(paths.images / cell.id)
-    return lock
-
-
-def test_a_wheel_that_no_index_has_any_more(project: Paths) -> None:
-    sys.path.insert(0, str(ROOT / "tests" / "tools" / "plan"))
-    from local_index import LocalIndex, serve
-
-    from mtbuild.plan.index_settings import IndexSettings, Source
-
-    name, content = wheel("torch", "0.0.1", {"torch/__init__.py": ""})
-    other, changed = wheel("torch", "0.0.1", {"torch/__init__.py": "spun again\n"})
-    with serve(LocalIndex(files={other: changed})) as served:
-        index = Index(
-            IndexSettings(
-                sources=(Source.of(f"{served.url}/simple/", origin="test"),),
-                default_is_builtin=False,
-                ca_file=None,
-                ca_dir=None,
-                notes=(),
-            )
-        )
-        with pytest.raises(InputError, match="with the locked hash"):
-            wheel_store.download(
-                lock_of(tiny(), [(name, content)], project.root), project.wheels, index=index
-            )
-        told: list[str] = []
-        fresh = lock_of(tiny(), [(other, changed)], project.root)
-        wheel_store.download(fresh, project.wheels, index=index, note=told.append)
-        assert wheel_store.path_of(fresh.wheels[0], project.wheels).read_bytes() == changed
-        assert told == ["downloading 1 wheels, 0.00 GB"]
-        before = len(served.seen)
-        wheel_store.download(fresh, project.wheels, index=index)
-        assert len(served.seen) == before  # what is there is not asked for again
-
-
 # --- the engine ------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def engine() -> Engine:
-    return connect(REAL, bootstrap=True)
-
-
-@pytest.fixture(scope="module")
-def registry() -> str:
-    return ensure_registry(REAL)
-
-
-@pytest.fixture(scope="module")
-def base(engine: Engine, registry: str) -> Reference:
-    return ensure_base(BOOKWORM, engine=engine, registry=registry, paths=REAL)
 
 
 @pytest.fixture
@@ -435,22 +287,6 @@ def test_wheels_that_the_engine_dropped_are_handed_over_again(
 
 
 @pytest.mark.engine
-def test_wheels_of_one_cell_don_t_push_out_those_of_another(
-    engine: Engine, registry: str, base: Reference, project: Paths, tmp_path: Path
-) -> None:
-    log = tmp_path / "log"
-    first, second = (
-        commit(tiny(), project, secrets.token_hex(4)),
-        commit(tiny(), project, secrets.token_hex(4)),
-    )
-    told: list[str] = []
-    for lock in (first, second, first, second):
-        wheel_store.fill(lock, paths=project, engine=engine, base=base, log=log, note=told.append)
-    assert [text.split(",")[0] for text in told][-1] == "handing 1 wheels to the engine"  # the salted one
-    assert len(told) == 2
-
-
-@pytest.mark.engine
 def test_a_stale_dockerfile_is_refused_before_anything_is_done(
     engine: Engine, registry: str, project: Paths
 ) -> None:
@@ -465,10 +301,14 @@ import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job inherits it ignored
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-import test_build as t
-paths = t.Paths(root=Path(sys.argv[2]), cache=Path(sys.argv[2]) / "cache")
-base = t.Reference.parse(sys.argv[4])
-t.build(t.tiny(), paths=paths, engine=t.connect(t.REAL), staging=sys.argv[3], base=base, note=print)
+from tiny_cell import REAL, tiny
+from mtbuild.digest import Reference
+from mtbuild.paths import Paths
+from mtbuild.prove.build import build
+from mtbuild.prove.engine import connect
+paths = Paths(root=Path(sys.argv[2]), cache=Path(sys.argv[2]) / "cache")
+base = Reference.parse(sys.argv[4])
+build(tiny(), paths=paths, engine=connect(REAL), staging=sys.argv[3], base=base, note=print)
 """
 
 
