@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from capability import needs
 from test_gpu import _exact, call, error, model  # noqa: F401 - the fixture
 
 from wan.attention_backends import AttentionBackend
@@ -15,15 +16,10 @@ pytestmark = [
 ]
 
 
-def capability() -> tuple[int, int]:
-    return torch.cuda.get_device_capability()
-
-
 def test_the_fp8_model_by_its_kernels() -> None:
     from wan.quant import joined, speed_up
 
-    if capability() < (8, 9):
-        pytest.skip("no fp8 units")
+    needs((8, 9), "fp8 arithmetic")
     want = model(torch.bfloat16).use(ops=FUSED)(**call(torch.bfloat16))
     results = {}
     for fused in (False, True):
@@ -37,11 +33,10 @@ def test_the_fp8_model_by_its_kernels() -> None:
     assert results[True] < 1.2 * results[False]
 
 
-@pytest.mark.parametrize(("name", "gate"), [("int8", 0.02), ("int8_fp8", 0.06)])
+@pytest.mark.parametrize(("name", "floor", "gate"), [("int8", (8, 0), 0.02), ("int8_fp8", (8, 9), 0.06)])
 @pytest.mark.parametrize("rows", [1024, 1337, 4096])
-def test_int8_attention_against_exact(name: str, gate: float, rows: int) -> None:
-    if capability() < (8, 9):
-        pytest.skip("no fp8 units")
+def test_int8_attention_against_exact(name: str, floor: tuple[int, int], gate: float, rows: int) -> None:
+    needs(floor, name)
     generator = torch.Generator("cuda").manual_seed(rows)
     joined = torch.randn(1, rows, 3 * 4 * 128, generator=generator, device="cuda").bfloat16()
     q, k, v = (t.unflatten(-1, (4, 128)) for t in joined.chunk(3, dim=-1))

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from capability import needs
 
 pytestmark = [
     pytest.mark.gpu,
@@ -57,9 +58,7 @@ def test_kernel_against_fp64(name: str, seed: int) -> None:
     spec = next(s for s in KERNELS if s.name == name)
     args, kwargs = spec.example("cuda", torch.Generator("cuda").manual_seed(seed))
     if spec.lossy:
-        major, minor = torch.cuda.get_device_capability()
-        if 10 * major + minor < spec.floor:
-            pytest.skip(f"needs compute capability {spec.floor}")
+        needs(divmod(spec.floor, 10), spec.name)
         same = tuples(spec.reference(*args, **kwargs))
         for g, s in zip(tuples(spec.launch(*args, **kwargs)), same, strict=True):
             assert g.dtype == s.dtype
@@ -146,8 +145,7 @@ def test_offload_equals_resident(persistent: int) -> None:
 def test_fp8_products_are_near_the_restored_weights() -> None:
     from wan.quant import quantize, use_fp8_matmul
 
-    if torch.cuda.get_device_capability() < (8, 9):
-        pytest.skip("no fp8 units")
+    needs((8, 9), "fp8 arithmetic")
     m = model(torch.bfloat16)
     want = m(**call(torch.bfloat16))
     quantize(m, "fp8")
