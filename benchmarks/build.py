@@ -124,6 +124,13 @@ def measured(work: Path, *, with_plain: bool) -> dict[str, Any]:
     engine = connect(Paths.of(ROOT), bootstrap=True, note=note)
     paths = project(work, salt)
     registry = ensure_registry(paths, note=note)
+    try:
+        return _measured(engine, paths, registry, salt, with_plain=with_plain)
+    finally:
+        stop_registry(paths)  # its folder goes with the benchmark's, however that ends
+
+
+def _measured(engine: Engine, paths: Paths, registry: str, salt: str, *, with_plain: bool) -> dict[str, Any]:
     staging = f"{registry}/bench"
     matrix = load(paths.matrix)
     v72, v73 = matrix.cell("v72"), matrix.cell("v73")
@@ -131,7 +138,7 @@ def measured(work: Path, *, with_plain: bool) -> dict[str, Any]:
     base = ensure_base(v73.base, engine=engine, registry=registry, paths=paths, note=note)
     for cell in (v72, v73):
         lock = Lock.load(paths.images / cell.id)
-        wheel_store.fill(lock, paths=paths, engine=engine, base=base, log=work / "fill.log", note=note)
+        wheel_store.fill(lock, paths=paths, engine=engine, base=base, log=paths.root / "fill.log", note=note)
     runtime_wheel(paths)
     rows: dict[str, Any] = {}
     load_before = os.getloadavg()[0]
@@ -156,7 +163,6 @@ def measured(work: Path, *, with_plain: bool) -> dict[str, Any]:
         ref = done.pop("ref")
         rows["plain"] = {**done, "unpacked": unpacked(engine, ref)}
         retire(engine, [ref])
-    stop_registry(paths)
     return {
         "schema": 1,
         "date": time.strftime("%Y-%m-%d"),

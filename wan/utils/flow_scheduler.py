@@ -6,6 +6,7 @@ x₀ = x − σ·v. λ = log((1 − σ)/σ) is half the log signal-to-noise rati
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from dataclasses import dataclass
 
@@ -24,7 +25,7 @@ def shift_sigmas(sigmas: np.ndarray, shift: float) -> np.ndarray:
     return shift * sigmas / (1 + (shift - 1) * sigmas)
 
 
-class FlowScheduler:
+class FlowScheduler(ABC):
     """Base of the two solvers; `set_timesteps`, then `step` for each of `timesteps` in order.
 
     `shift` given here moves the range of noise levels, the one of `set_timesteps` the levels themselves
@@ -128,9 +129,9 @@ class FlowScheduler:
         self.step_index += 1
         return SchedulerOutput(prev_sample=following) if return_dict else (following,)
 
+    @abstractmethod
     def _advance(self, prediction: Tensor, sample: Tensor) -> Tensor:
         """The solver's own step: each subclass has one, this class only keeps time."""
-        raise NotImplementedError
 
     def __len__(self) -> int:
         return self.num_train_timesteps

@@ -59,6 +59,7 @@ def run(ctx: Context) -> CheckResult:
         usable = (
             f"PyTorch's own operators still serve attention ({', '.join(operators)}); sparse kernels do not"
             if degraded
+            # its dispatcher's exception, named as users will meet it (docs/evidence/t211)
             else "no attention operator of it can be used on a GPU: the first call raises NotImplementedError"
         )
         return failed(
