@@ -63,11 +63,15 @@ class Fp8Rows:
 
 
 def eager_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x [..., C] → (data e4m3, scale [..., 1] fp32), in plain PyTorch."""
-    wide = x.float()
-    scale = wide.abs().amax(-1, keepdim=True) / KINDS["fp8"][2]
+    """x [..., C] → (data e4m3, scale [..., 1] fp32), scale = max|row| / 448, 1 for zeros; in plain PyTorch.
+
+    fp64 is divided as fp64. Clamped: a quotient a bit above 448 would be NaN in e4m3.
+    """
+    top = KINDS["fp8"][2]
+    wide = x if x.dtype == torch.float64 else x.float()
+    scale = wide.abs().amax(-1, keepdim=True) / top
     scale = torch.where(scale > 0, scale, 1.0)
-    return (wide / scale).to(torch.float8_e4m3fn), scale
+    return (wide / scale).clamp(-top, top).to(torch.float8_e4m3fn), scale.float()
 
 
 def fp8_product(x: Fp8Rows, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:

@@ -21,6 +21,7 @@ import triton.language as tl
 from torch import Tensor, contiguous_format, empty_like
 
 from ._launch import check_rows, next_power_of_2, per_batch
+from .norm import add_row, load_row, norm_row
 
 Rows = tuple[Tensor, Tensor]
 """(data [..., C] float8_e4m3fn, scale [..., 1] fp32)."""
@@ -40,7 +41,7 @@ def quantize_kernel(x, data, scale, x_stride, C: tl.constexpr, BLOCK: tl.constex
     row = tl.program_id(0).to(tl.int64)
     lane = tl.arange(0, BLOCK)
     mask = lane < C
-    value = tl.load(x + row * x_stride + lane, mask=mask, other=0.0).to(tl.float32)
+    value = load_row(x + row * x_stride, lane, mask)
     if GELU:
         inner = 0.7978845608028654 * (value + 0.044715 * value * value * value)
         grown = tl.exp(tl.minimum(2.0 * inner, 80.0))
@@ -59,22 +60,16 @@ def norm_quantize_kernel(
     sample = row // rows
     lane = tl.arange(0, BLOCK)
     mask = lane < C
-    value = tl.load(x + row * x_stride + lane, mask=mask, other=0.0).to(tl.float32)
+    x_row = x + row * x_stride
     if RESIDUAL:
-        step = tl.load(y + row * y_stride + lane, mask=mask, other=0.0).to(tl.float32)
-        if GATE:
-            step = step * tl.load(gate + sample * gate_stride + lane, mask=mask, other=0.0).to(tl.float32)
-        stored = (value + step).to(out.dtype.element_ty)
+        total = add_row(x_row, y + row * y_stride, gate + sample * gate_stride, lane, mask, GATE)
+        stored = total.to(out.dtype.element_ty)
         tl.store(out + row * C + lane, stored, mask=mask)
         value = stored.to(tl.float32)
-    mean = tl.sum(value, axis=0) / C
-    centred = tl.where(mask, value - mean, 0.0)
-    normed = centred * tl.rsqrt(tl.sum(centred * centred, axis=0) / C + eps)
-    weight = tl.load(a + sample * a_stride + lane, mask=mask, other=0.0).to(tl.float32)
-    bias = tl.load(b + sample * b_stride + lane, mask=mask, other=0.0).to(tl.float32)
-    if MODULATE:
-        weight = weight + 1.0
-    _store_row(normed * weight + bias, data, scale, row, lane, mask, C)
+    else:
+        value = load_row(x_row, lane, mask)
+    normed = norm_row(value, a + sample * a_stride, b + sample * b_stride, lane, mask, eps, C, MODULATE)
+    _store_row(normed, data, scale, row, lane, mask, C)
 
 
 def quantize_rows(x: Tensor) -> Rows:

@@ -13,6 +13,33 @@ from ._launch import check_rows, next_power_of_2, per_batch
 
 
 @triton.jit
+def load_row(start, lane, mask):
+    """A row in fp32."""
+    return tl.load(start + lane, mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def add_row(x, y, gate, lane, mask, GATE: tl.constexpr):
+    """x + y·gate in fp32, of three rows; without GATE of two."""
+    step = load_row(y, lane, mask)
+    if GATE:
+        step = step * load_row(gate, lane, mask)
+    return load_row(x, lane, mask) + step
+
+
+@triton.jit
+def norm_row(value, scale, shift, lane, mask, eps, C: tl.constexpr, MODULATE: tl.constexpr):
+    """LN(value)·scale + shift in fp32; MODULATE multiplies by 1 + scale."""
+    mean = tl.sum(value, axis=0) / C
+    centred = tl.where(mask, value - mean, 0.0)
+    normed = centred * tl.rsqrt(tl.sum(centred * centred, axis=0) / C + eps)
+    a = load_row(scale, lane, mask)
+    if MODULATE:
+        a = a + 1.0
+    return normed * a + load_row(shift, lane, mask)
+
+
+@triton.jit
 def layer_norm_kernel(
     x, scale, shift, out, rows, x_stride, scale_stride, shift_stride, eps,
     C: tl.constexpr, BLOCK: tl.constexpr, MODULATE: tl.constexpr,
@@ -22,15 +49,10 @@ def layer_norm_kernel(
     sample = row // rows
     lane = tl.arange(0, BLOCK)
     mask = lane < C
-    value = tl.load(x + row * x_stride + lane, mask=mask, other=0.0).to(tl.float32)
-    mean = tl.sum(value, axis=0) / C
-    centred = tl.where(mask, value - mean, 0.0)
-    normed = centred * tl.rsqrt(tl.sum(centred * centred, axis=0) / C + eps)
-    a = tl.load(scale + sample * scale_stride + lane, mask=mask, other=0.0).to(tl.float32)
-    b = tl.load(shift + sample * shift_stride + lane, mask=mask, other=0.0).to(tl.float32)
-    if MODULATE:
-        a = a + 1.0
-    tl.store(out + row * C + lane, (normed * a + b).to(out.dtype.element_ty), mask=mask)
+    value = load_row(x + row * x_stride, lane, mask)
+    a, b = scale + sample * scale_stride, shift + sample * shift_stride
+    normed = norm_row(value, a, b, lane, mask, eps, C, MODULATE)
+    tl.store(out + row * C + lane, normed.to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -44,22 +66,13 @@ def gate_residual_norm_kernel(
     sample = row // rows
     lane = tl.arange(0, BLOCK)
     mask = lane < C
-    value = tl.load(x + row * x_stride + lane, mask=mask, other=0.0).to(tl.float32)
-    step = tl.load(y + row * y_stride + lane, mask=mask, other=0.0).to(tl.float32)
-    if GATE:
-        step = step * tl.load(gate + sample * gate_stride + lane, mask=mask, other=0.0).to(tl.float32)
-    stored = (value + step).to(out.dtype.element_ty)
+    x_row, y_row = x + row * x_stride, y + row * y_stride
+    stored = add_row(x_row, y_row, gate + sample * gate_stride, lane, mask, GATE).to(out.dtype.element_ty)
     tl.store(out + row * C + lane, stored, mask=mask)
     if NORM:
-        value = stored.to(tl.float32)
-        mean = tl.sum(value, axis=0) / C
-        centred = tl.where(mask, value - mean, 0.0)
-        normed = centred * tl.rsqrt(tl.sum(centred * centred, axis=0) / C + eps)
-        a = tl.load(scale + sample * scale_stride + lane, mask=mask, other=0.0).to(tl.float32)
-        b = tl.load(shift + sample * shift_stride + lane, mask=mask, other=0.0).to(tl.float32)
-        if MODULATE:
-            a = a + 1.0
-        tl.store(normed_out + row * C + lane, (normed * a + b).to(normed_out.dtype.element_ty), mask=mask)
+        a, b = scale + sample * scale_stride, shift + sample * shift_stride
+        normed = norm_row(stored.to(tl.float32), a, b, lane, mask, eps, C, MODULATE)
+        tl.store(normed_out + row * C + lane, normed.to(normed_out.dtype.element_ty), mask=mask)
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float = 1e-6) -> Tensor:

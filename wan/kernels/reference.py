@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import silu
 
 
-def _wide(x: Tensor) -> Tensor:
+def wide_of(x: Tensor) -> Tensor:
     """fp64 stays fp64 (so the same code is the fp64 reference); all else computes in fp32."""
     return x if x.dtype == torch.float64 else x.float()
 
@@ -22,14 +22,14 @@ def rms_norm_rope(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, *, eps: f
 
     x [B, L, C], weight [C], cos and sin [L, D/2] → [B, L, C] in x's dtype.
     """
-    wide = _wide(x)
+    wide = wide_of(x)
     normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * weight.to(wide.dtype)
     return rope(normed, cos, sin).to(x.dtype)
 
 
 def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotation of interleaved pairs head by head: x [B, L, C], cos and sin [L, D/2]."""
-    wide = _wide(x)
+    wide = wide_of(x)
     batch, rows, channels = x.shape
     pairs = wide.view(batch, rows, -1, cos.shape[-1], 2)  # [B, L, heads, D/2, 2]
     cos, sin = (t.to(wide.dtype)[None, :, None, :] for t in (cos, sin))
@@ -40,7 +40,7 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def rms_norm(x: Tensor, weight: Tensor, *, eps: float = 1e-6) -> Tensor:
     """x / rms(x) · weight over all channels: x [B, L, C], weight [C]."""
-    wide = _wide(x)
+    wide = wide_of(x)
     return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * weight.to(wide.dtype)).to(
         x.dtype
     )
@@ -48,19 +48,19 @@ def rms_norm(x: Tensor, weight: Tensor, *, eps: float = 1e-6) -> Tensor:
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float = 1e-6) -> Tensor:
     """LayerNorm with fp32 statistics and affine: x [B, L, C], weight and bias [C]."""
-    return _affine(_wide(x), weight, bias, eps).to(x.dtype)
+    return _affine(wide_of(x), weight, bias, eps).to(x.dtype)
 
 
 def layer_norm_modulate(x: Tensor, scale: Tensor, shift: Tensor, *, eps: float = 1e-6) -> Tensor:
     """LN(x)·(1 + scale) + shift: x [B, L, C], scale and shift [B, 1, C] fp32."""
-    wide = _wide(x)
+    wide = wide_of(x)
     return _affine(wide, 1 + scale.to(wide.dtype), shift, eps).to(x.dtype)
 
 
 def gate_residual(x: Tensor, y: Tensor, gate: Tensor | None = None) -> Tensor:
     """x + y·gate (gate [B, 1, C] fp32; None adds y as it is), rounded once."""
-    wide = _wide(x)
-    return (wide + (_wide(y) if gate is None else _wide(y) * gate.to(wide.dtype))).to(x.dtype)
+    wide = wide_of(x)
+    return (wide + (wide_of(y) if gate is None else wide_of(y) * gate.to(wide.dtype))).to(x.dtype)
 
 
 def gate_residual_norm(
@@ -85,7 +85,7 @@ def gate_residual_norm(
 
 def rms_norm_silu(x: Tensor, gamma: Tensor) -> Tensor:
     """SiLU(x / max(‖x‖₂, 1e-12) · √C · gamma) over the channels: x [B, C, T, H, W], gamma [C, 1, 1, 1]."""
-    wide = _wide(x)
+    wide = wide_of(x)
     channels = x.shape[1]
     scale = channels**0.5 / wide.square().sum(1, keepdim=True).sqrt().clamp_min(1e-12)
     return silu(wide * scale * gamma.to(wide.dtype).view(1, channels, 1, 1, 1)).to(x.dtype)

@@ -6,32 +6,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..quant import eager_rows as quantize_rows
 from . import reference
+from .reference import wide_of
 
 Rows = tuple[Tensor, Tensor]
 FP8_MAX = 448.0
 
 
-def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
-
-
-def quantize_rows(x: Tensor) -> Rows:
-    """x [..., C] → (data float8_e4m3fn, scale [..., 1] fp32) with scale = max|row| / 448 (1 for zeros)."""
-    wide = _wide(x)
-    scale = wide.abs().amax(-1, keepdim=True) / FP8_MAX
-    scale = torch.where(scale > 0, scale, 1.0)
-    return (wide / scale).clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn), scale.float()
-
-
 def gelu_quantize_rows(x: Tensor) -> Rows:
     """`quantize_rows` of GELU (tanh)."""
-    return quantize_rows(F.gelu(_wide(x), approximate="tanh"))
+    return quantize_rows(F.gelu(wide_of(x), approximate="tanh"))
 
 
 def layer_norm_modulate_quantize(x: Tensor, scale: Tensor, shift: Tensor, *, eps: float = 1e-6) -> Rows:
     """`quantize_rows` of LN(x)·(1 + scale) + shift, not rounded in between."""
-    wide = _wide(x)
+    wide = wide_of(x)
     return quantize_rows(reference.layer_norm_modulate(wide, scale, shift, eps=eps))
 
 
@@ -48,7 +38,7 @@ def gate_residual_norm_quantize(
     """(x', data, scale): x' = x + y·gate in x's dtype, and its norm (of x' as stored) row by row."""
     out = reference.gate_residual(x, y, gate)
     norm = reference.layer_norm_modulate if modulate else reference.layer_norm
-    return out, *quantize_rows(norm(_wide(out), scale, shift, eps=eps))
+    return out, *quantize_rows(norm(wide_of(out), scale, shift, eps=eps))
 
 
 def int8_attention(
@@ -59,7 +49,7 @@ def int8_attention(
     q [B, Lq, N, D], k, v [B, Lk, N, D]. The weights are not rounded. `smooth` takes the mean of k away.
     """
     factor = (q.shape[-1] ** -0.5 if scale is None else scale) * 1.4426950408889634
-    wide_q, wide_k, wide_v = (_wide(t).transpose(1, 2) for t in (q, k, v))  # [B, N, L, D]
+    wide_q, wide_k, wide_v = (wide_of(t).transpose(1, 2) for t in (q, k, v))  # [B, N, L, D]
     if smooth:
         wide_k = wide_k - wide_k.mean(2, keepdim=True)
     scores = _int8(wide_q * factor, 32) @ _int8(wide_k, 64).transpose(-1, -2)
