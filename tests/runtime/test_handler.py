@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import http.server
 import itertools
 import json
@@ -177,19 +178,29 @@ class Queue(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def test_the_worker_loop_with_progress_and_a_cancelled_job(tiny_models: Path, tmp_path: Path) -> None:
-    state: dict[str, list[Any]] = {"jobs": [], "stop": [], "posted": []}
+@contextlib.contextmanager
+def queue(models: Path, temporary: Path, *jobs: dict[str, Any]) -> Iterator[tuple[dict[str, Any], Any]]:
+    """RunPod's side on loopback: the environment of a worker that asks it for `jobs`, and its state."""
+    state: dict[str, list[Any]] = {"jobs": list(jobs), "stop": [], "posted": []}
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Queue) as server:
         server.state = state  # type: ignore[attr-defined]
         threading.Thread(target=server.serve_forever, daemon=True).start()
         base = f"http://127.0.0.1:{server.server_port}"
         env = environment(
-            tiny_models,
-            tmp_path / "tmp",
+            models,
+            temporary,
             RUNPOD_WEBHOOK_GET_JOB=f"{base}/job-take/endpoint/$ID?gpu=none",
             RUNPOD_WEBHOOK_POST_OUTPUT=f"{base}/job-done/endpoint/$ID?gpu=none",
             RUNPOD_POD_ID="pod",
         )
+        try:
+            yield env, state
+        finally:
+            server.shutdown()
+
+
+def test_the_worker_loop_with_progress_and_a_cancelled_job(tiny_models: Path, tmp_path: Path) -> None:
+    with queue(tiny_models, tmp_path / "tmp") as (env, state):
         with (tmp_path / "log").open("w") as log:
             process = subprocess.Popen(HANDLER, env=env, stdout=log, stderr=log)
 
@@ -213,7 +224,6 @@ def test_the_worker_loop_with_progress_and_a_cancelled_job(tiny_models: Path, tm
             (refused,) = wait_until(lambda: posted("theirs", progress=False), seconds=60)
         finally:
             end(process)
-            server.shutdown()
     assert done[1]["output"]["status"] == "completed", done
     assert json.loads(refused[1]["error"])["code"] == "forbidden.endpoint"
     assert not posted("long", progress=False), "a cancelled job has no result"
@@ -346,22 +356,10 @@ def test_an_unfit_worker_takes_no_job(tmp_path: Path) -> None:
         "sys.argv = ['handler']\n"
         "handler.main()\n"
     )
-    state: dict[str, list[Any]] = {"jobs": [{"id": "j", "input": GOOD}], "stop": [], "posted": []}
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Queue) as server:
-        server.state = state  # type: ignore[attr-defined]
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        base = f"http://127.0.0.1:{server.server_port}"
-        env = environment(
-            tmp_path,
-            tmp_path / "tmp",
-            RUNPOD_WEBHOOK_GET_JOB=f"{base}/job-take/endpoint/$ID?gpu=none",
-            RUNPOD_WEBHOOK_POST_OUTPUT=f"{base}/job-done/endpoint/$ID?gpu=none",
-            RUNPOD_POD_ID="pod",
-        )
+    with queue(tmp_path, tmp_path / "tmp", {"id": "j", "input": GOOD}) as (env, state):
         done = subprocess.run(
             [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60, check=False
         )
-        server.shutdown()
     assert done.returncode == 1, done.stdout + done.stderr
     assert "not fit for work: models" in done.stdout + done.stderr
     assert len(state["jobs"]) == 1
