@@ -68,6 +68,7 @@ class Run:
     offload: bool
 
 
+_DECODE = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # Of a 720p clip: tokens, hidden layer, kept keys and values, and the VAE's widest layer.
 ACTIVATION_BYTES = 20 * 2**30
 
@@ -236,14 +237,11 @@ class MultiTalkPipeline:
         fit on the GPU. An empty `n_prompt` takes the configuration's. `extra_args` may have
         use_teacache, teacache_thresh, use_apg, apg_momentum, apg_norm_threshold. `on_progress(step, total,
         stage)` replaces the bar; `cancelled()` is asked between steps; `on_frames` gets every clip's new
-        frames [3, f, H, W] at once, for an encoder to write. `switches` sets what `wan.quality` decides and
-        can change between calls: attention, absorbed audio projections, the VAE's decoding.
+        frames [3, f, H, W] at once, for an encoder to write. `switches` sets for this call what `wan.quality`
+        decides and needs no other weights: attention, absorbed audio projections, the VAE's decoding.
 
         Raises ValueError or FileNotFoundError for wrong input, `progress.Cancelled` when asked to stop.
         """
-        decode_dtype = torch.float32
-        if switches is not None:
-            decode_dtype = self._switch(switches)
         options = Options(
             size=size_buckget,
             frame_num=frame_num,
@@ -256,7 +254,7 @@ class MultiTalkPipeline:
             color_strength=color_correction_strength,
             face_scale=face_scale,
             keep_kv=self.offloader is None,
-            vae_decode=decode_dtype,
+            vae_decode=_DECODE["fp32" if switches is None else switches.vae_decode],
             num_timesteps=self.num_timesteps,
             timestep_transform=self.use_timestep_transform,
             vae_stride=self.config.vae_stride,
@@ -265,7 +263,7 @@ class MultiTalkPipeline:
         )
         bar = TqdmBar() if progress and on_progress is None and self.rank == 0 else None
         try:
-            with torch.inference_mode():
+            with self._switched(switches), torch.inference_mode():
                 prepared = prepare(input_data, options, self.buckets)
                 total = options.steps * len(prepared.plan.clips)
                 stop = agreed(cancelled, self.device)
@@ -289,17 +287,25 @@ class MultiTalkPipeline:
                 bar.close()
         return torch.cat(kept, dim=1) if kept and self.rank == 0 else None
 
-    def _switch(self, switches: Switches) -> torch.dtype:
-        """Set the model to the switches → the dtype to decode in. Raises ValueError for other linears."""
+    @contextmanager
+    def _switched(self, switches: Switches | None) -> Iterator[None]:
+        """The model set to the switches, then as it was. Raises ValueError for linears it has not."""
+        if switches is None:
+            yield
+            return
         if switches.linears != self.linears:
             msg = f"linears {switches.linears!r} can't be had: the model was loaded with {self.linears!r}"
             raise ValueError(msg)
+        before = self.model.runtime
         self.model.use(
             attention=AttentionBackend(name=switches.attention),
             absorb_audio=switches.absorb_audio == "all",
             absorb_silence=switches.absorb_audio == "silence",
         )
-        return {"fp32": torch.float32, "bf16": torch.bfloat16}[switches.vae_decode]
+        try:
+            yield
+        finally:
+            self.model.use(**vars(before))
 
     def _clips(self, run: Run) -> Iterator[Tensor]:
         """The new frames [3, f, H, W] of each clip, on the CPU, cut to the length of the video."""
