@@ -43,7 +43,6 @@ RECORD = Build(
     override=None,
     created="2026-11-22T18:23:55.315832+00:00",
     runtime_sha256="4" * 64,
-    wheels=("5" * 64,),
 )
 
 

@@ -57,7 +57,7 @@ class Build:
     """A finished build; `build.json`, schema 1. Sizes in bytes (`size_bytes` is what a pull fetches).
 
     `override` is the reason given for building a refused cell: such a build can never be published.
-    `created` is ISO 8601, `wheels` the hashes of what is in it.
+    `created` is ISO 8601.
     """
 
     cell_id: str
@@ -71,7 +71,6 @@ class Build:
     override: str | None
     created: str
     runtime_sha256: str = ""
-    wheels: tuple[str, ...] = ()
 
     @property
     def build12(self) -> str:
@@ -96,7 +95,7 @@ class Build:
             data["ref"] = Reference.parse(data["ref"])
             data["config_digest"] = Digest.parse(data["config_digest"])
             data["base_digest"] = Digest.parse(data["base_digest"])
-            data["wheels"] = tuple(data["wheels"])
+            data.pop("wheels", None)  # of older records; BuildKit is asked instead (`layers`)
             return cls(**data)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             msg = f"not a build record: {error}"
@@ -176,7 +175,6 @@ def build(
         override=override,
         created=datetime.now(UTC).isoformat(timespec="microseconds"),
         runtime_sha256=plan.runtime.sha256 if plan.runtime else "",
-        wheels=tuple(wheel.sha256 for wheel in plan.lock.wheels),
     )
     _write(folder / "build.json", done.to_json())
     # 9 GB each in the engine: what this build replaces goes; staging still has it.
