@@ -18,10 +18,14 @@ keep() { # whatever happened: what there is comes back
     cp -r .mtbuild/keys/*.pub "$out/" 2>/dev/null || true
     cp .mtbuild/cells/*/*/{build,manifest,verdict}.json .mtbuild/cells/*/*/Dockerfile "$out/" 2>/dev/null || true
     cp "$top/stage/inventory.txt" "$out/" 2>/dev/null || true
-    cp -r .mtbuild/smoke "$out/smoke" 2>/dev/null || true
+    if [ -n "${ref:-}" ]; then # this run's folder alone, flat: the archive is laid out as it is kept
+        local digest=${ref##*:}
+        cp -r ".mtbuild/smoke/${digest:0:12}-$tier/." "$out/" 2>/dev/null || true
+        mv "$out"/artefacts/* "$out/" 2>/dev/null && rmdir "$out/artefacts" || true
+    fi
+    step "ended with $status"
     sleep 0.5 # for tee
     sed -i "s|$top|TOP|g; s|$repo|.|g" "$out/run.log" "$out/commands.txt" 2>/dev/null || true
-    step "ended with $status"
     tar -C "$out" -czf "$kept" .
     ls -l "$kept"
 }
