@@ -135,6 +135,28 @@ assert float((alone - want).norm() / want.norm()) < 1e-6
     assert done.returncode == 0, done.stderr
 
 
+def test_every_kernel_has_a_case() -> None:
+    """At a model's size each kernel of the registry is measured, or a reason is given; here at tiny size."""
+    pytest.importorskip("triton")
+    code = f"""
+import sys; sys.path[:0] = [{str(BENCH)!r}, {str(ROOT)!r}]
+import json, torch
+from kernel_cases import LARGE, LEFT_OUT, cases
+from wan.kernels import registry
+names = [spec.name for spec in registry.KERNELS]
+rows = cases(torch.device("cpu"), tokens=4, side=4, repeats=1)
+print(json.dumps([names, list(LARGE), list(LEFT_OUT), rows]))
+"""
+    done = run("-c", code, TRITON_INTERPRET="1")
+    assert done.returncode == 0, done.stderr
+    names, large, left_out, rows = json.loads(done.stdout)
+    assert sorted(names) == sorted(large + left_out)
+    assert [row["kernel"] for row in rows] == [name for name in names if name not in left_out]
+    assert not [row for row in rows if "failed" in row]
+    # fp8: values next to the middle of two steps go either way, so a few are a step off
+    assert all(row["error"] < 0.02 and row["ms"] > 0 for row in rows), rows
+
+
 @pytest.mark.parametrize("script", ["forward.py", "attention.py", "load.py", "job.py"])
 def test_needs_a_gpu_at_real_width(script: str, tmp_path: Path) -> None:
     import torch
