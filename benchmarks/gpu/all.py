@@ -26,14 +26,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 ROUND = ("plain, flash", "tuned, flash", "tuned, cuDNN", "fused", "fused, absorbed", "fused, two speakers")
-TRIED = (
-    "fused, graph",
-    "fused, cross kernel",
-    "fused, cuDNN plans",
-    "fused, absorbed, cross kernel",
-    "fused, absorbed, cross kernel, cuDNN plans",
-    "compiled",
-)
+TRIED = ("fused, cuDNN", "fused, absorbed, cross kernel", "fused, cross kernel")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +43,7 @@ class Part:
 
 
 def parts(fast: list[str]) -> list[Part]:
-    forward = ("--repeats", "2", "--only", *ROUND, *TRIED, *fast)
+    forward = ("--only", *ROUND, *TRIED, *fast)
     return [
         Part(name="forward", script="gpu/forward.py", args=forward, tiny=("--repeats", "1"), share=0.72),
         Part(name="attention", script="gpu/attention.py", share=0.4),

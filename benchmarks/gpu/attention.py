@@ -20,7 +20,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1])]
 
 import torch  # noqa: E402
-from candidates import LOSSY, CudnnPlans, candidates  # noqa: E402
+from candidates import LOSSY, CudnnPlans, candidates, flash_3  # noqa: E402
 from setting import error, scale  # noqa: E402
 from sheet import Sheet, device_of, parser, say  # noqa: E402
 from torch import Tensor  # noqa: E402
@@ -133,13 +133,20 @@ def main() -> int:
 def short(sheet: Sheet, data: Layouts, device: torch.device) -> None:
     """Cross-attention to the text (padded) and the image by the backends, alone."""
     q = data.get("tokens first")[0]
-    found = {}
+    found: dict[str, Any] = {}
+    ways: dict[str, Callable[..., Tensor]] = {n: AttentionBackend(name=n) for n in ("cudnn", "flash")}
+    try:
+        ways["flash-attn 3"] = flash_3()
+    except Exception as problem:  # noqa: BLE001  (as of the candidates)
+        found["flash-attn 3 absent"] = f"{type(problem).__name__}: {problem}"[:200]
     for keys in (512, 257, 102):
         k, v = (torch.randn(1, keys, *q.shape[2:], device=device, dtype=q.dtype) for _ in range(2))
-        for name in ("cudnn", "flash"):
-            attend = AttentionBackend(name=name)
-            ran = sustained(lambda: attend(q, k, v), device, warm_s=0.2, run_s=0.2)  # noqa: B023
-            found[f"{keys} keys, {name}"] = ran["ms"]
+        for name, attend in ways.items():
+            try:
+                ran = sustained(lambda: attend(q, k, v), device, warm_s=0.2, run_s=0.2)  # noqa: B023
+                found[f"{keys} keys, {name}"] = ran["ms"]
+            except Exception as problem:  # noqa: BLE001  (one that can't run is a result, too)
+                found[f"{keys} keys, {name}, failed"] = f"{type(problem).__name__}: {problem}"[:200]
     try:
         from cross import cross
 

@@ -6,9 +6,12 @@ Every candidate is called as a backend of `wan.attention_backends`: q [B, Lq, N,
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import statistics
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,17 +20,18 @@ from torch import Tensor
 from torch.nn import functional
 
 from wan.attention_backends import AttentionBackend
+from wan.flash3 import PACKAGES
 
 Attend = Callable[..., Tensor]
-LOSSY = ("int8", "int8_fp8")
+LOSSY = ("fp8",)
 LONG = 4096  # keys from which attention is self-attention, the only one that candidates take over
 
 
 class Candidate:
-    """Self-attention by `attend`; what is shorter (text, image, audio) by the backend in use."""
+    """Self-attention by `attend`; what is shorter (text, image, audio) by PyTorch's choice, cuDNN."""
 
     def __init__(self, name: str, attend: Attend) -> None:
-        self.name, self.attend, self.short = name, attend, AttentionBackend()
+        self.name, self.attend, self.short = name, attend, AttentionBackend(name="sdpa")
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
         if k.shape[1] < LONG or any(options.values()):
@@ -144,7 +148,7 @@ def q_scale(q: Tensor) -> float:
 
 
 def package(name: str) -> Attend:
-    """flash-attn 3 (`flash_attn_interface`) or 4 (`flash_attn.cute`); ImportError where absent."""
+    """flash-attn 3 (`PACKAGES` of wan.flash3) or 4 (`flash_attn.cute`); ImportError where absent."""
     func = importlib.import_module(name).flash_attn_func
 
     def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -152,6 +156,34 @@ def package(name: str) -> Attend:
         return out[0] if isinstance(out, tuple) else out
 
     return call
+
+
+def flash_3() -> Attend:
+    """flash-attn 3 by a package of its own, or the copy that xformers carries (0.0.31 to 0.0.34; CUDA 12).
+
+    The library of xformers 0.0.34 uses PyTorch's stable ABI, so it loads under newer PyTorch, too, with a
+    libcudart.so.12 (nvidia-cuda-runtime-cu12) beside it: only `xformers/flash_attn_3/_C.so` need be there.
+    With two libcudart in one process cuDNN's own API refuses to work.
+    """
+    for name in PACKAGES:
+        try:
+            return package(name)
+        except (ImportError, OSError):
+            continue
+    for place in map(Path, sys.path):
+        library = place / "xformers/flash_attn_3/_C.so"
+        if not library.is_file():
+            continue
+        for runtime in place.glob("nvidia/cuda_runtime/lib/libcudart.so.12"):
+            ctypes.CDLL(str(runtime), ctypes.RTLD_GLOBAL)
+        torch.ops.load_library(str(library))
+
+        def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return torch.ops.flash_attn_3.fwd(q, k, v, softmax_scale=q_scale(q), num_splits=1)[0]
+
+        return call
+    msg = f"none of {', '.join(PACKAGES)} and xformers/flash_attn_3/_C.so"
+    raise ImportError(msg)
 
 
 def torch_sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -175,9 +207,8 @@ def candidates(device: torch.device) -> tuple[dict[str, Attend], dict[str, str]]
     absent: dict[str, str] = {}
     makers: dict[str, Callable[[], Attend]] = {
         "cuDNN plans": CudnnPlans,
-        "int8": lambda: AttentionBackend(name="int8"),
-        "int8_fp8": lambda: AttentionBackend(name="int8_fp8"),
-        "flash-attn 3": lambda: package("flash_attn_interface"),
+        "flash-attn 3": flash_3,
+        "fp8": lambda: AttentionBackend(name="fp8"),
         "flash-attn 4": lambda: package("flash_attn.cute"),
     }
     for name, make in makers.items():

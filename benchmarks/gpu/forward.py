@@ -26,7 +26,7 @@ from ceilings import ceilings  # noqa: E402
 from measures import breakdown, correctness, plain_parts, small, step, timings  # noqa: E402
 from setting import Scale, build, facts, forward_pflop, scale  # noqa: E402
 from sheet import Sheet, device_of, parser, say  # noqa: E402
-from variants import ABSORBED, EXACT, VARIANTS, Bench, Variant  # noqa: E402
+from variants import ABSORBED, EXACT, FAST, VARIANTS, Bench, Variant  # noqa: E402
 
 from wan.fuse import join_qkv  # noqa: E402
 
@@ -57,7 +57,7 @@ def of_the_model(
     def rounds() -> list[dict[str, Any]]:
         bench = Bench(model, size, device)
         timings(bench, variants, sheet, size.repeats)
-        profiled = [n for n in (EXACT, ABSORBED) if n in {v.name for v in variants}]
+        profiled = [n for n in (EXACT, ABSORBED, FAST) if n in {v.name for v in variants}]
         return [row for row in (breakdown(bench, n) for n in profiled) if row]
 
     sheet.step("breakdown", rounds)
@@ -86,7 +86,7 @@ def measure(sheet: Sheet, size: Scale, device: torch.device, variants: list[Vari
 
 def main() -> int:
     options = parser(__doc__)
-    options.add_argument("--repeats", type=int, default=3, help="timed rounds over all variants (default 3)")
+    options.add_argument("--repeats", type=int, default=2, help="timed rounds over all variants (default 2)")
     options.add_argument("--only", nargs="*", help="variants to measure (default: those of --list without *)")
     options.add_argument("--skip", nargs="*", default=[], choices=STEPS, help="steps to leave out")
     options.add_argument("--list", action="store_true", help="name the variants and exit")
@@ -137,6 +137,9 @@ def table(result: dict[str, Any]) -> None:
         for row in part["kernels"][:16]:
             print(f"{row['ms']:9.1f} ms {row['calls']:5d} x {row['kernel']}")
     for row in result.get("kernels") or []:
+        if "failed" in row:
+            print(f"{row['kernel']:20s} failed: {row['failed']}")
+            continue
         print(f"{row['kernel']:20s} {row['ms']:6.3f} ms, {row['tb_s']:4.2f} TB/s", end="")
         print(
             f", eager {row['eager_ms']:6.3f} ms, error {row['error']:.1e}, its {row['reference_error']:.1e}"

@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from candidates import Candidate, CudnnPlans, in_parts
+from candidates import Candidate, CudnnPlans, flash_3, in_parts
 from compiled import CompiledBlocks
 from plain import WithMapAndFlushes, plain_ops
 from setting import Scale, shadow
@@ -77,8 +77,16 @@ VARIANTS = (
     Variant(
         name="fused",
         tier="exact",
-        what="+ Triton kernels, GELU epilogue",
-        attention="sdpa",
+        what="+ Triton kernels, GELU epilogue, the fastest exact attention here",
+        attention="auto",
+        keep=True,
+        fused=True,
+    ),
+    Variant(
+        name="fused, cuDNN",
+        tier="exact",
+        what="the same with cuDNN",
+        attention="cudnn",
         keep=True,
         fused=True,
     ),
@@ -86,7 +94,7 @@ VARIANTS = (
         name="fused, absorbed",
         tier="exact",
         what="+ absorbed audio projections",
-        attention="sdpa",
+        attention="auto",
         keep=True,
         fused=True,
         absorb=True,
@@ -95,7 +103,7 @@ VARIANTS = (
         name="fused, two speakers",
         tier="exact",
         what="two speakers: map, L-RoPE",
-        attention="sdpa",
+        attention="auto",
         keep=True,
         fused=True,
         people=2,
@@ -104,7 +112,7 @@ VARIANTS = (
         name="fused, not kept",
         tier="exact",
         what="the same, every condition embedded in the pass",
-        attention="sdpa",
+        attention="auto",
         fused=True,
         default=False,
     ),
@@ -112,7 +120,7 @@ VARIANTS = (
         name="fused, graph",
         tier="exact",
         what="the same as one CUDA graph: no launch gaps",
-        attention="sdpa",
+        attention="auto",
         keep=True,
         fused=True,
         graph=True,
@@ -120,7 +128,7 @@ VARIANTS = (
     Variant(
         name="compiled",
         tier="exact",
-        what="torch.compile of a block instead of our kernels",
+        what="torch.compile of a block instead of our kernels, with cuDNN",
         attention="sdpa",
         keep=True,
         compiled=True,
@@ -129,15 +137,34 @@ VARIANTS = (
         name="fused, cross kernel",
         tier="candidate",
         what="text and image attention in one Triton kernel",
-        attention="sdpa",
+        attention="auto",
         keep=True,
         fused=True,
         cross=True,
     ),
     Variant(
+        name="fused, absorbed, cross kernel",
+        tier="candidate",
+        what="absorbed audio and one cross-attention kernel",
+        attention="auto",
+        keep=True,
+        fused=True,
+        absorb=True,
+        cross=True,
+    ),
+    Variant(
+        name="fused, short keys by cuDNN",
+        tier="candidate",
+        what="flash-attn 3 for self-attention alone",
+        attention="flash-attn 3",
+        keep=True,
+        fused=True,
+        default=False,
+    ),
+    Variant(
         name="fused, 4 launches",
         tier="candidate",
-        what="self-attention 10 heads at a time",
+        what="cuDNN, self-attention 10 heads at a time",
         attention="4 launches",
         keep=True,
         fused=True,
@@ -150,16 +177,7 @@ VARIANTS = (
         attention="cuDNN plans",
         keep=True,
         fused=True,
-    ),
-    Variant(
-        name="fused, absorbed, cross kernel",
-        tier="candidate",
-        what="absorbed audio and one cross-attention kernel",
-        attention="sdpa",
-        keep=True,
-        fused=True,
-        absorb=True,
-        cross=True,
+        default=False,
     ),
     Variant(
         name="fused, absorbed, cross kernel, cuDNN plans",
@@ -170,32 +188,23 @@ VARIANTS = (
         fused=True,
         absorb=True,
         cross=True,
+        default=False,
     ),
     Variant(
         name="fast, fp8 linears",
         tier="fast",
         what="the blocks' linears in fp8, rounded by norms and GELU",
-        attention="sdpa",
+        attention="auto",
         keep=True,
         fused=True,
         quant="fp8",
         lossy=True,
     ),
     Variant(
-        name="fast, fp8 linears, int8 attention",
+        name="fast, fp8 linears, fp8 attention",
         tier="fast",
-        what="+ queries and keys of self-attention in int8",
-        attention="int8",
-        keep=True,
-        fused=True,
-        quant="fp8",
-        lossy=True,
-    ),
-    Variant(
-        name="fast, fp8 linears, int8 and fp8 attention",
-        tier="fast",
-        what="+ its weights and values in fp8",
-        attention="int8_fp8",
+        what="+ self-attention in fp8",
+        attention="fp8",
         keep=True,
         fused=True,
         quant="fp8",
@@ -203,7 +212,7 @@ VARIANTS = (
     ),
 )
 ABSORBED = "fused, absorbed"
-LOSSY_SELF = ("int8", "int8_fp8")
+FAST = "fast, fp8 linears, fp8 attention"
 EXACT = "fused"
 PLAIN_TUNED = "tuned, cuDNN"
 
@@ -268,10 +277,10 @@ class Bench:
     def attention(self, name: str) -> Any:
         """The backend or candidate of that name; on a CPU PyTorch's own in its place."""
         cuda = self.device.type == "cuda"
-        if name in LOSSY_SELF and cuda:  # short keys, of text, image and audio, stay exact
-            return Candidate(name, AttentionBackend(name=name))
         if name == "4 launches":
             return Candidate(name, in_parts(AttentionBackend(name="cudnn" if cuda else "sdpa"), 4))
+        if name == "flash-attn 3" and cuda:
+            return Candidate(name, flash_3())
         if name == "cuDNN plans" and cuda:
             return Candidate(name, cudnn_plans())
         return AttentionBackend(name=name if cuda else "sdpa")
