@@ -1,5 +1,5 @@
 # ruff: noqa: E501  the lines below are those of a generated document
-"""The sections of docs/performance.md that one run of forward.py gives (schema 1, the first runs', and 2)."""
+"""The sections of docs/performance.md that one run of forward.py gives."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 from predictions import PREDICTED, REFERENCE
 
 GROUPS = (
-    ("attention (cuDNN)", ("sdpa", "flash_fwd", "cross_kernel")),
+    ("attention", ("sdpa", "flash", "Flash", "cross_kernel")),
     ("linears", ("nvjet", "gemm", "cutlass")),
-    ("our kernels", ("gate_residual", "rms_norm_rope_kernel", "layer_norm_kernel", "rms_norm_kernel")),
+    ("our kernels", ("gate_residual", "rms_norm", "layer_norm_kernel", "quantize_kernel")),
 )
 Sheet = dict[str, Any]
 
@@ -30,25 +30,11 @@ def refused(m: Sheet, name: str) -> bool:
     return any(r["variant"] == name and not r.get("ok", True) for r in m.get("correctness", []))
 
 
-def profiles(m: Sheet) -> list[tuple[str, list[Sheet], Sheet]]:
-    """(variant, kernels from 1 ms up, the whole entry). Schema 1 profiled the absorbed variant alone."""
-    found = m.get("breakdown") or []
-    if m["schema"] == 1:
-        return [("fused, absorbed", found, {})] if found else []
-    return [(b["variant"], b["kernels"], b) for b in found]
-
-
-def steps(m: Sheet) -> dict[str, Sheet]:
-    """Three-pass steps by variant."""
-    found = m.get("step") or {}
-    return {"fused, absorbed": found} if m["schema"] == 1 and found else found
-
-
-def head(m: Sheet) -> str:
+def head(m: Sheet, name: str) -> str:
     f, size = m["facts"], m["size"]
     names = [row["variant"] for row in m["variants"]]
     repeats = str(len(m["variants"][0]["ms"]))
-    out = "docs/evidence/gpu/forward.json"
+    out = f"docs/evidence/gpu/{name}.json"
     again = ["python", "benchmarks/gpu/forward.py", "--out", out, "--repeats", repeats, "--only", *names]
     return f"""# Performance
 
@@ -96,7 +82,7 @@ def _notes(m: Sheet) -> list[str]:
     for row in m["variants"]:
         if "error_to_exact" in row:
             out.append(
-                f"{row['variant']}: the whole forward is {row['error_to_exact']:.4f} (relative) from the exact one's. "
+                f"{row['variant']}: the whole forward is {row['error_to_exact']:.4f} (relative) from the exact one's."
             )
         if "compile_s" in row:
             cold = next(
@@ -153,58 +139,26 @@ def _reference(m: Sheet) -> list[str]:
 
 def step(m: Sheet) -> str:
     lines = ["## A step of three passes", ""]
-    if not steps(m):
+    found = m.get("step")
+    if not found:
         return "\n".join([*lines, "Not measured yet.", ""])
     lines += [
         "| variant | step ms | one pass ms | passes | same as single passes |",
         "|---|---:|---:|---:|---|",
     ]
-    for name, s in steps(m).items():
+    for name, s in found.items():
         same = "bit for bit" if s["same_as_single_passes"] else "**no**"
         lines.append(
             f"| {name} | {s['step_ms']:.0f} | {s['forward_ms']:.0f} | {s['forwards']:.3f} | {same} |"
         )
-    if m["schema"] == 1:
-        lines += [
-            "",
-            "Measured when the passes shared block 0's self-attention alone. Since then they also share its cross-attention's",
-            "query, the image's part of it and, with the same text, all of it, and silence is absorbed from two frames: counted,",
-            "2.909 passes (`tests/wan/test_step_sharing.py`); not measured yet.",
-        ]
-    for name, s in steps(m).items():
+    for name, s in found.items():
         if "forwards_not_kept" in s:
-            lines.append(
+            lines += [
+                "",
                 f"Against a forward that embeds its conditions itself ({s['forward_not_kept_ms']:.0f} ms), as the "
-                f"reference's does, a step of {name} is {s['forwards_not_kept']:.3f}."
-            )
+                f"reference's does, a step of {name} is {s['forwards_not_kept']:.3f}.",
+            ]
     return "\n".join([*lines, ""])
-
-
-def absorbed(m: Sheet, folded: Sheet) -> str:
-    """Only for the first two runs: forward.json had another arithmetic of absorption."""
-    errors = {(r["variant"], r["people"]): r for r in m["correctness"]}
-    off = next(r["ratio"] for r in folded["correctness"] if r["variant"] == "fused, absorbed")
-    lines = [
-        "## Absorbed audio projections",
-        "",
-        "From a second process (`docs/evidence/gpu/forward-absorbed.json`), without the folded bias: in the run above the",
-        f"output's bias was folded into values that were bf16 already. Copies fell from {_copies(m):.0f} to {_copies(folded):.0f} ms, but the",
-        f"error rose by {100 * (off - 1):.0f} % over that of the reference's order, so the gate refused it.",
-        "",
-        "| variant | ms | of tuned, cuDNN | peak GiB | error ratio |",
-        "|---|---:|---:|---:|---:|",
-    ]
-    tuned = median(m, "tuned, cuDNN") or 0
-    for row in m["variants"]:
-        e, ms = errors[row["variant"], row["people"]], row["median_ms"]
-        lines.append(
-            f"| {row['variant']} | {ms:.0f} | {ms / tuned:.3f} | {row['peak_gib']:.1f} | {e['ratio']:.3f} |"
-        )
-    return "\n".join([*lines, ""])
-
-
-def _copies(m: Sheet) -> float:
-    return sum(r["ms"] for r in m["breakdown"] if "at::native::elementwise_kernel" in r["kernel"])
 
 
 def grouped(rows: list[Sheet]) -> dict[str, float]:
@@ -219,56 +173,61 @@ def attention_rate(m: Sheet, rows: list[Sheet]) -> float:
     """FLOP/s of all attention over tokens, text and image in a profiled forward."""
     config, tokens = m["size"]["config"], m["size"]["tokens"]
     work = 4 * config["num_layers"] * tokens * (tokens + 512 + 257) * config["dim"]
-    return work / grouped(rows)["attention (cuDNN)"] * 1e3
+    return work / grouped(rows)["attention"] * 1e3
 
 
 def where(m: Sheet) -> str:
     lines = ["## Where a forward's time goes", "", "By the profiler, kernels from 1 ms up.", ""]
-    for name, rows, entry in profiles(m):
-        lines += _profile(m, name, rows, entry)
+    for entry in m.get("breakdown") or []:
+        lines += _profile(m, entry)
     return "\n".join(lines)
 
 
-def _profile(m: Sheet, name: str, rows: list[Sheet], entry: Sheet) -> list[str]:
+def _profile(m: Sheet, entry: Sheet) -> list[str]:
+    rows, whole, busy = entry["kernels"], entry["unprofiled"]["ms"], entry["busy_ms"]
     groups = grouped(rows)
     total = sum(groups.values())
-    lines = [f"### {name}", "", "| | ms | share |", "|---|---:|---:|"]
+    lines = [f"### {entry['variant']}", "", "| | ms | share |", "|---|---:|---:|"]
     lines += [f"| {group} | {ms:.0f} | {100 * ms / total:.1f} % |" for group, ms in groups.items()]
-    whole = entry.get("unprofiled", {}).get("ms") or steps(m).get(name, {}).get("forward_ms")
-    lines.append("")
-    if whole:
-        busy = entry.get("busy_ms", total)
-        lines += [
-            f"One forward of the same variant in the same process takes {whole:.0f} ms without the profiler; the kernels are {busy:.0f} of",
-            f"them, so gaps between launches (and kernels below 1 ms, where they are not counted) are at most {whole - busy:.0f} ms.",
-        ]
-    rate = attention_rate(m, rows) / 1e12
-    ceilings = m.get("ceilings") or {}
-    alone = ceilings.get("attention_cudnn_tflops")
-    floor, tuned = groups["attention (cuDNN)"] + groups["linears"], median(m, "tuned, cuDNN")
-    lines.append(
-        f"Attention runs at {rate:.0f} TFLOP/s inside the forward"
-        + (f", {alone:.0f} alone in a short benchmark." if alone else ".")
+    floor, tuned = groups["attention"] + groups["linears"], median(m, "tuned, cuDNN")
+    lines += [
+        "",
+        f"One forward takes {whole:.0f} ms without the profiler; all kernels are {busy:.0f} of them, so gaps between launches are",
+        f"{max(0, whole - busy):.0f} ms. Attention runs at {attention_rate(m, rows) / 1e12:.0f} TFLOP/s in it."
         + (
             f" Attention and linears take {floor:.0f} ms, {floor / tuned:.2f} of the tuned row."
             if tuned
             else ""
-        )
-    )
-    lines += ["", "| kernel | calls | ms |", "|---|---:|---:|"]
+        ),
+        "",
+        "| kernel | calls | ms |",
+        "|---|---:|---:|",
+    ]
     lines += [f"| `{r['kernel'][:70]}` | {r['calls']} | {r['ms']:.1f} |" for r in rows[:14]]
     return [*lines, ""]
 
 
-def predictions(m: Sheet, second: Sheet | None) -> str:
-    """Prediction and result; of the absorbed variant from the second process where there is one."""
-    lines = ["## Prediction and result", "", "| | predicted ms | measured | |", "|---|---:|---:|---:|"]
-    for name, (what, ms) in PREDICTED.items():
-        source = second if second and name == "fused, absorbed" else m
-        got = median(source, name)
-        result = "not measured yet | " if got is None else f"{got:.0f} | {100 * (got / ms - 1):+.0f} %"
-        lines.append(f"| {name}: {what} | {ms} | {result} |")
-    return "\n".join([*lines, ""])
+def predictions(found: dict[str, Sheet | None]) -> str:
+    """Prediction and result of the candidates' run, where "fused" was with cuDNN, and of the last one."""
+    lines = ["## Prediction and result", ""]
+    titles = {"candidates": "The candidates' run, in which", "forward": "The last run, in which"}
+    means = {"candidates": '"fused" was with cuDNN:', "forward": '"fused" is with flash-attn 3:'}
+    for run, predicted in PREDICTED.items():
+        m = found[run] or {}
+        if run == "forward" and m is found["candidates"]:
+            m = {}
+        lines += [
+            f"{titles[run]} {means[run]}",
+            "",
+            "| | predicted ms | measured | |",
+            "|---|---:|---:|---:|",
+        ]
+        for name, (what, ms) in predicted.items():
+            got = median(m, name)
+            result = "not measured yet | " if got is None else f"{got:.0f} | {100 * (got / ms - 1):+.0f} %"
+            lines.append(f"| {name}: {what} | {ms} | {result} |")
+        lines.append("")
+    return "\n".join(lines)
 
 
 def kernels(m: Sheet) -> str:
@@ -285,6 +244,9 @@ def kernels(m: Sheet) -> str:
         "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
     for r in m["kernels"]:
+        if "failed" in r:
+            lines.append(f"| {r['kernel']} | failed: {r['failed']} | | | | | | |")
+            continue
         shape = "×".join(map(str, r["shape"]))
         share = f"{100 * r['tb_s'] / copy:.0f} %" if copy else ""
         lines.append(
@@ -295,21 +257,18 @@ def kernels(m: Sheet) -> str:
 
 
 def copy_rate(m: Sheet) -> float | None:
-    found = m.get("ceilings") or {}
-    return found.get("copy_tb_s") or found.get("copy", {}).get("tb_s")
+    return (m.get("ceilings") or {}).get("copy", {}).get("tb_s")
 
 
 def ceilings(m: Sheet) -> str:
     found = m.get("ceilings") or {}
     lines = ["## Ceilings of this card", ""]
-    if m["schema"] == 1:
-        return "\n".join([*lines, "| | |", "|---|---:|", *(f"| {n} | {v} |" for n, v in found.items()), ""])
     if not found:
         return "\n".join([*lines, "Not measured yet.", ""])
     lines += ["Kept up: after 1.5 s of the same; first: as a short benchmark has it.", ""]
     lines += ["| | kept up | first | SM MHz | W |", "|---|---:|---:|---:|---:|"]
     for name, r in found.items():
-        rate = f"{r['tb_s']} TB/s |" if "tb_s" in r else f"{r['tflops']} TFLOP/s | {r['first_tflops']}"
+        rate = f"{r['tb_s']} TB/s | " if "tb_s" in r else f"{r['tflops']} TFLOP/s | {r['first_tflops']}"
         lines.append(f"| {name} | {rate} | {r.get('sm_mhz', '')} | {r.get('watts', '')} |")
     return "\n".join([*lines, ""])
 

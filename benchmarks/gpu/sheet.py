@@ -27,9 +27,10 @@ class Sheet:
 
     def __init__(self, path: Path, script: str, device: torch.device, budget_s: float | None = None) -> None:
         self.path, self.started, self.budget_s = path, time.monotonic(), budget_s
+        said = [path.name if Path(argument) == path else argument for argument in sys.argv[1:]]
         self.data: dict[str, Any] = {
             "schema": 2,
-            "command": shlex.join(["python", f"benchmarks/gpu/{script}", *sys.argv[1:]]),
+            "command": shlex.join(["python", f"benchmarks/gpu/{script}", *said]),
             "when": time.strftime("%Y-%m-%d", time.gmtime()),
             "facts": facts(device),
         }
