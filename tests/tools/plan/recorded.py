@@ -92,12 +92,33 @@ POSITIVE = {
     "t260": cell("t260", "2.6.0", "12.4", "3.2.0", "0.0.29.post3"),
     "t280": cell("t280", "2.8.0", "12.8", "3.4.0", "0.0.32.post2"),
     "t291": cell("t291", "2.9.1", "12.8", "3.5.1", "0.0.33.post2", targets=(*MODERN, "10.0", "12.0")),
-    "t210": cell("t210", "2.10.0", "12.8", "3.6.0", "0.0.35", targets=(*MODERN, "10.0", "12.0")),
+    "t210": cell(
+        "t210",
+        "2.10.0",
+        "12.8",
+        "3.6.0",
+        "0.0.35",
+        targets=(*MODERN, "10.0", "12.0"),
+        packages=(("fa3-fwd", "0.0.2"),),
+        no_deps=("fa3-fwd",),
+    ),
+    "fa3-cuda13": cell("fa3-cuda13", "2.11.0", "13.0", "3.6.0", None, packages=(("fa3-fwd", "0.0.3"),)),
     "v72-hist": cell("v72-hist", "2.1.2", "12.1", "2.1.0", "0.0.23.post1"),
     "numpy1": cell("numpy1", "2.1.2", "12.1", "2.1.0", "0.0.23.post1", packages=(("numpy", "<2"),)),
 }
+# flash-attn 3's forward as a package of its own, where it does not load.
+FLASH3 = {
+    "fa3-for-13-on-12": cell(
+        "fa3-for-13-on-12", "2.10.0", "12.8", "3.6.0", None, packages=(("fa3-fwd", "0.0.3"),)
+    ),
+    "fa3-for-12-on-13": cell(
+        "fa3-for-12-on-13", "2.11.0", "13.0", "3.6.0", None, packages=(("fa3-fwd", "0.0.2"),)
+    ),
+    "fa3-too-new": cell("fa3-too-new", "2.9.1", "12.8", "3.5.1", None, packages=(("fa3-fwd", "0.0.2"),)),
+    "fa3-none-fits": cell("fa3-none-fits", "2.8.0", "12.8", "3.4.0", None, packages=(("fa3-fwd", "0.0.2"),)),
+}
 V72 = replace(NEGATIVE["N1"], name="v72", compiler=False, no_deps=("xformers",), expect="refused")
-CELLS = {**NEGATIVE, **POSITIVE, "v72": V72}
+CELLS = {**NEGATIVE, **POSITIVE, **FLASH3, "v72": V72}
 
 
 def load() -> dict[str, CellFacts]:

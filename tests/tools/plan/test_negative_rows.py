@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import recorded
-from recorded import CELLS, NEGATIVE, POSITIVE, V72
+from recorded import CELLS, FLASH3, NEGATIVE, POSITIVE, V72
 
 from mtbuild.plan.compat import is_buildable, judge, state_of
 from mtbuild.plan.facts import CellFacts, gather, gather_all
@@ -79,6 +79,25 @@ EXPECTED = {
         "newer torch"),
 }  # fmt: skip
 
+# The same for flash-attn 3's forward as a package of its own: its wheels ask for no torch in particular.
+FLASH3_EXPECTED = [
+    ("fa3-for-13-on-12", "cudart",
+     "fa3-fwd 0.0.3 needs libcudart.so.13, but torch 2.10.0+cu128 brings libcudart.so.12: it can't be loaded",
+     "fa3_fwd/_C.abi3.so: NEEDED libcudart.so.13", "fa3-fwd 0.0.2"),
+    ("fa3-for-13-on-12", "torch-floor",
+     "fa3-fwd 0.0.3 has native code for torch 2.11 or later, which does not load in torch 2.10.0+cu128",
+     "torch_dtype_float8_e8m0fnu", "fa3-fwd 0.0.2"),
+    ("fa3-for-12-on-13", "cudart",
+     "fa3-fwd 0.0.2 needs libcudart.so.12, but torch 2.11.0+cu130 brings libcudart.so.13: it can't be loaded",
+     "fa3_fwd/_C.abi3.so: NEEDED libcudart.so.12", "fa3-fwd 0.0.3"),
+    ("fa3-too-new", "torch-floor",
+     "fa3-fwd 0.0.2 has native code for torch 2.10 or later, which does not load in torch 2.9.1+cu128",
+     "torch_call_dispatcher", "fa3-fwd 0.0.1"),
+    ("fa3-none-fits", "torch-floor",
+     "fa3-fwd 0.0.2 has native code for torch 2.10 or later, which does not load in torch 2.8.0+cu128",
+     "torch_call_dispatcher", "leave fa3-fwd out"),
+]  # fmt: skip
+
 
 @lru_cache(maxsize=1)
 def facts() -> dict[str, CellFacts]:
@@ -109,6 +128,18 @@ def test_row_is_refused_for_its_reason(row: str) -> None:
     assert fix in named[0].fix
     assert state_of(cell, findings) == ("degraded" if row.startswith("N14") else "refused")
     assert not is_buildable(cell, findings)
+
+
+@pytest.mark.parametrize(("name", "rule", "message", "source", "fix"), FLASH3_EXPECTED)
+def test_flash_attn_3_is_refused_where_it_does_not_load(
+    name: str, rule: str, message: str, source: str, fix: str
+) -> None:
+    findings = judge(FLASH3[name], facts()[name])
+    (named,) = [finding for finding in findings if finding.rule == rule]
+    assert (named.severity, named.message) == ("refused", message)
+    assert source in named.source
+    assert named.fix.startswith(fix)
+    assert {finding.rule for finding in findings} == {row[1] for row in FLASH3_EXPECTED if row[0] == name}
 
 
 @pytest.mark.parametrize("row", [row for row in EXPECTED if row.startswith("N14")])

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["CellFacts", "gather", "gather_all"]
 
 _AT_ONCE = 16
+_TORCHS_OWN = {"torch", "triton"}
 # Their packages say nothing that a rule asks for, and their index pages are megabytes.
 _NOT_ASKED = ("nvidia-", "cuda-")
 _FIRST_WITHOUT_OLD_NUMPY = Version("3.13")
@@ -40,7 +41,7 @@ class CellFacts:
     dependencies: tuple[WheelFacts, ...] = ()  # direct ones of torch's extensions, for placeholders
     alternatives: tuple[WheelFacts, ...] = field(
         default=()
-    )  # other releases that ask for this torch, newest first
+    )  # other releases of extensions at odds with this torch, which admit it; newest first
 
     def wheel(self, name: str) -> WheelFacts | None:
         """Of a pin, by canonical name."""
@@ -123,7 +124,7 @@ def _dependencies(
     asked = {
         wish.name: wish.specifier
         for wheel in found
-        if wheel.name not in {"torch", "triton"}
+        if wheel.name not in _TORCHS_OWN
         for wish in wishes(wheel.requires_dist, target)
         if wish.applies
         and wish.name not in pins
@@ -137,15 +138,21 @@ def _dependencies(
 def _alternatives(
     cell: Cell, found: Sequence[WheelFacts], target: Target, wheels: Wheels, pool: ThreadPoolExecutor
 ) -> tuple[WheelFacts, ...]:
-    """Where xFormers is at odds with this torch: its other releases, which ask for what the cell has."""
+    """Where an extension is at odds with this torch: its other releases, which admit what the cell has."""
     torch = next((wheel for wheel in found if wheel.name == "torch"), None)
-    extension = next((wheel for wheel in found if wheel.name == "xformers"), None)
-    if extension is None or cell.xformers is None:
-        return ()
     versions = {"torch": cell.torch}
-    if torch is not None and not conflicts([extension], versions, target) and not odds(torch, extension):
-        return ()
-    return asking_for(wheels, "xformers", versions, target, pool)
+
+    def at_odds(extension: WheelFacts) -> bool:
+        if extension.name == "xformers" and (torch is None or conflicts([extension], versions, target)):
+            return True
+        return torch is not None and extension.name not in _TORCHS_OWN and bool(odds(torch, extension))
+
+    return tuple(
+        other
+        for extension in found
+        if at_odds(extension)
+        for other in asking_for(wheels, extension.name, versions, target, pool)
+    )
 
 
 def asking_for(

@@ -19,6 +19,7 @@ __all__ = [
     "numpy_window",
     "stable_abi",
     "toolkit_driver",
+    "torch_floor",
 ]
 
 Floor = tuple[str, str]  # (value, source)
@@ -37,6 +38,14 @@ def stable_abi(package: str, version: str) -> str | None:
     for entry in _data()["stable_abi"]:
         if entry["package"] == package and Version(version) >= Version(entry["since"]):
             return str(entry["source"])
+    return None
+
+
+def torch_floor(package: str, version: str) -> Floor | None:
+    """(lowest torch, source) in which this release's native code loads, where its wheel does not tell."""
+    for entry in _data()["torch_floor"]:
+        if entry["package"] == package and _within(version, entry["versions"]):
+            return entry["torch"], entry["source"]
     return None
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from packaging.version import Version
 
-from mtbuild.plan.floors import stable_abi
+from mtbuild.plan.floors import stable_abi, torch_floor
 
 if TYPE_CHECKING:
     from mtbuild.plan.wheels import WheelFacts
@@ -20,7 +20,7 @@ __all__ = ["Odds", "odds", "worst"]
 class Odds:
     """Why they don't fit. `severity` "degraded": imports, and attention runs by PyTorch's own kernels."""
 
-    rule: Literal["built-for", "cudart", "attention-schema"]
+    rule: Literal["built-for", "torch-floor", "cudart", "attention-schema"]
     severity: Literal["refused", "degraded"]
     message: str
     source: str
@@ -28,7 +28,8 @@ class Odds:
 
 def odds(torch: WheelFacts, extension: WheelFacts) -> tuple[Odds, ...]:
     """Everything at odds between them that Requires-Dist does not tell, in the order of the checks."""
-    found = (_built_for(torch, extension), _cudart(torch, extension), _schema(torch, extension))
+    checks = (_built_for, _floor, _cudart, _schema)
+    found = [check(torch, extension) for check in checks]
     return tuple(one for one in found if one is not None)
 
 
@@ -54,6 +55,20 @@ def _built_for(torch: WheelFacts, extension: WheelFacts) -> Odds | None:
         message=f"{extension.name} {extension.version} has native code built for torch {built.torch}{later}, "
         f"which does not load in torch {torch.local_version or torch.version}",
         source=f"{extension.filename}: {extension.name}/cpp_lib.json: {built.text}",
+    )
+
+
+def _floor(torch: WheelFacts, extension: WheelFacts) -> Odds | None:
+    """Code for the stable ABI loads in every torch that has its symbols, so from some release on."""
+    floor = torch_floor(extension.name, extension.version)
+    if floor is None or Version(Version(torch.version).base_version) >= Version(floor[0]):
+        return None
+    return Odds(
+        rule="torch-floor",
+        severity="refused",
+        message=f"{extension.name} {extension.version} has native code for torch {floor[0]} or later, "
+        f"which does not load in torch {torch.local_version or torch.version}",
+        source=f"{extension.filename}: {floor[1]}",
     )
 
 

@@ -109,7 +109,8 @@ def requires_dist(cell: Cell, facts: CellFacts) -> Iterator[Finding]:
 def fix_for_torch(cell: Cell, facts: CellFacts) -> str:
     """Which xformers fits this torch, among the releases that ask for it; else which torch this one fits."""
     torch = facts.wheel("torch")
-    good = [a for a in facts.alternatives if torch is None or worst(torch, a) == "fits"]
+    releases = [a for a in facts.alternatives if a.name == "xformers"]
+    good = [a for a in releases if torch is None or worst(torch, a) == "fits"]
     if good:
         names = " or ".join(f"xformers {a.version}" for a in good[:2])
         return f"{names}, whose metadata says {_line(good[0], 'torch', cell)}"
@@ -120,7 +121,7 @@ def fix_for_torch(cell: Cell, facts: CellFacts) -> str:
         if (mine is not None and built)
         else ""
     )
-    half = [a for a in facts.alternatives if torch is not None and worst(torch, a) == "degraded"]
+    half = [a for a in releases if torch is not None and worst(torch, a) == "degraded"]
     if half:
         return f"xformers {half[0].version} with `allow: [degraded]`{instead}"
     return f"no released xformers fits torch {cell.torch}: leave xformers out{instead}"

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from mtbuild.plan.cell import Cell
     from mtbuild.plan.facts import CellFacts
+    from mtbuild.plan.wheels import WheelFacts
 
 __all__ = ["architectures", "covers", "native_code"]
 
@@ -33,7 +34,7 @@ def native_code(cell: Cell, facts: CellFacts) -> Iterator[Finding]:
             fix = (
                 fix_for_torch(cell, facts)
                 if extension.name == "xformers"
-                else f"take another {extension.name}"
+                else _other_release(torch, extension, facts)
             )
             if one.severity == "degraded":
                 built = extension.cpp_lib
@@ -42,6 +43,15 @@ def native_code(cell: Cell, facts: CellFacts) -> Iterator[Finding]:
             yield Finding(
                 rule=one.rule, severity=one.severity, message=one.message, source=one.source, fix=fix
             )
+
+
+def _other_release(torch: WheelFacts, extension: WheelFacts, facts: CellFacts) -> str:
+    """The newest release that fits this torch."""
+    name = extension.name
+    for other in facts.alternatives:
+        if other.name == name and not odds(torch, other):
+            return f"{name} {other.version}"
+    return f"leave {name} out (the model here does not need it): no release of it fits torch {torch.version}"
 
 
 def architectures(cell: Cell, facts: CellFacts) -> Iterator[Finding]:
