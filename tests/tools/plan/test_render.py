@@ -251,6 +251,24 @@ def test_every_wheel_is_in_exactly_one_layer() -> None:
         assert sorted(names) == [wheel.name for wheel in frozen.wheels]
 
 
+def test_further_packages_have_a_layer_of_their_own() -> None:
+    """A change of one leaves xformers' layer before it as it was."""
+    plain, more = cell(), cell(packages=(("fa3-fwd", "0.0.2"),))
+    (shared, own), (same, grown) = (
+        wheel_groups(lock(plain)),
+        wheel_groups(lock(more, **{"fa3-fwd": "0.0.2"})),
+    )
+    assert [group.title for group in shared] == [group.title for group in same]
+    assert [group.title for group in own] == ["xformers", "what the runtime needs"]
+    assert [group.title for group in grown] == [
+        "xformers",
+        "further packages of this cell",
+        "what the runtime needs",
+    ]
+    assert [wheel.name for wheel in grown[1].wheels] == ["fa3-fwd"]
+    assert "xformers 0.0.31, fa3-fwd 0.0.2, Python 3.11" in render(more, lock(more)).dockerfile
+
+
 def test_cuts_stay_inside_their_packages() -> None:
     for name in ("torch", "triton", "xformers", "nvidia-cusolver-cu12", "nvidia-cudnn-cu12", "scipy"):
         for pattern in " ".join((*cut_of(name).remove, *cut_of(name).strip)).split():

@@ -234,7 +234,7 @@ def make_lock(
     try:
         found = {one.name: one for one in resolve(solved, cell, index)}
         if alone:
-            # What such a package asks for is known not to fit; it is taken as it is, for study.
+            # What such a package asks for does not fit (then it is taken for study) or is not needed.
             found |= {one.name: one for one in resolve(alone, cell, index, deps=False)}
     except InputError as refused:
         _blame_unknown(cell, index, refused)

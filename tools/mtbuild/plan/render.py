@@ -160,7 +160,12 @@ def wheel_groups(lock: Lock) -> tuple[tuple[WheelGroup, ...], tuple[WheelGroup, 
         take("torch", ["torch"]),
         take("triton", ["triton"]),
     )
-    own = (take("xformers", ["xformers"]), take("what the runtime needs", list(left)))
+    pinned = [pin.partition("==")[0] for pin in lock.inputs.pins]
+    own = (
+        take("xformers", ["xformers"]),
+        take("further packages of this cell", pinned),
+        take("what the runtime needs", list(left)),
+    )
     return tuple(group for group in shared if group.wheels), tuple(group for group in own if group.wheels)
 
 
@@ -168,6 +173,7 @@ def _description(cell: Cell) -> str:
     parts = [f"torch {cell.torch}", f"CUDA {cell.cuda}", f"triton {cell.triton}"]
     if cell.xformers is not None:
         parts.append(f"xformers {cell.xformers}")
+    parts += [f"{name} {version}" for name, version in cell.packages]
     return f"MultiTalk on Wan2.1: {', '.join(parts)}, Python {cell.python}"
 
 
