@@ -97,7 +97,7 @@ def parser() -> argparse.ArgumentParser:
     add("--lora_scale", type=float, nargs="+", default=None, help="one for each LoRA (default 1.2 each)")
     add = top.add_argument_group("where").add_argument
     add("--device", default=None, help="cuda, cuda:1, cpu (default: the GPU if there is one)")
-    add("--attention", default=None, help="backend of wan.attention_backends (default sdpa)")
+    add("--attention", default=None, help="backend of wan.attention_backends (default auto)")
     add("--kernels", default=None, choices=["eager", "fused"], help="default: fused on a GPU")
     add("--offload_model", type=_boolean, default=None,
         help="keep networks that wait in RAM, if they do not all fit (default: true on one GPU)")  # fmt: skip

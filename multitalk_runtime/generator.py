@@ -155,8 +155,9 @@ class Generator:
         given = {"attention": attention, "linears": linears, "vae_decode": vae_decode,
                  "absorb_audio": absorb_audio, "weights": quant, "lora": True if loras else None}  # fmt: skip
         with as_faults():
-            setting = tiers.expand(quality, **given)
-            tiers.require(setting, tiers.Machine.here(device, loras=len(loras)))
+            resident = num_persistent_param_in_dit is None
+            here = tiers.Machine.here(device, loras=len(loras), resident=resident)
+            setting = tiers.settle(tiers.expand(quality, **given), here)
             pipeline = MultiTalkPipeline(
                 WAN_CONFIGS[task],
                 models.wan,
@@ -193,7 +194,7 @@ class Generator:
         """The switches that `request` runs with here. Raises JobFault for what this machine or these models
         can't do, ForbiddenFault for linears that were loaded in another precision.
         """
-        from wan.quality import TIERS, Machine, expand, require
+        from wan.quality import TIERS, Machine, expand, settle
 
         loaded = self.pipeline.linears
         given = dict(self.given)
@@ -210,8 +211,8 @@ class Generator:
                 raise ForbiddenFault(
                     "forbidden.option", msg, field="quality", hint=f"what works here: {', '.join(works)}"
                 )
-            require(setting, Machine.here(self.device, loras=self.loras))
-        return setting
+            resident = self.pipeline.offloader is None
+            return settle(setting, Machine.here(self.device, loras=self.loras, resident=resident))
 
     def embed(self, samples: np.ndarray) -> Tensor:
         """A track [n] at 16 kHz → what the model hears: [frames, 12, 768] fp32, 25 frames a second."""

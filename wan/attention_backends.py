@@ -2,14 +2,16 @@
 
 | name | what runs |
 |---|---|
-| `sdpa` (default) | PyTorch's own: cuDNN on Hopper if the loaded cuDNN is ≥ 9.15.1, else the flash kernel; |
+| `auto` (default) | on Hopper in bf16 flash-attn 3, if a package here carries it (`wan.flash3`): the |
+|  | fastest exact one as measured (docs/performance.md); everywhere else what `sdpa` says |
+| `sdpa` | PyTorch's own: cuDNN on Hopper if the loaded cuDNN is ≥ 9.15.1, else the flash kernel; |
 |  | what flash can't do (fp32, heads wider than 256, GPUs before Ampere): the memory-efficient one; |
 |  | on a CPU: the CPU's |
 | `cudnn`, `flash`, `efficient`, `math` | exactly that kernel of PyTorch, or an error |
 | `xformers`, `flash_attn` | that package (flash-attn 3 before 2), or an error |
 | `sage` | SageAttention, int8 inside: lossy, therefore never chosen unless asked for by name |
-| `int8`, `int8_fp8` | our own (`wan.kernels.int8_attention`): lossy, the same; fewer than 1024 keys, where |
-|  | rounding would cost more than it saves, run as `sdpa` |
+| `fp8` | flash-attn 3 with queries, keys and values rounded to fp8: lossy, the same; fewer than 1024 keys, |
+|  | where rounding would cost more than it saves, run as `auto` |
 
 Layout everywhere: q [B, Lq, N, D], k and v [B, Lk, N, D or Dv] → [B, Lq, N, Dv] in q's dtype. Differing
 lengths in one batch run sample by sample on the valid part, so that no kernel needs a mask and every kernel
@@ -30,9 +32,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from . import flash3
 from .quality import LOSSY_ATTENTION
 
-NAMES = ("sdpa", "cudnn", "flash", "efficient", "math", "xformers", "flash_attn", "sage", "int8", "int8_fp8")
+NAMES = ("auto", "sdpa", "cudnn", "flash", "efficient", "math", "xformers", "flash_attn", "sage", "fp8")
 LOSSY = LOSSY_ATTENTION
 CUDNN_FLOOR = 91501
 
@@ -42,7 +45,6 @@ _SDPA = {
     "efficient": "EFFICIENT_ATTENTION",
     "math": "MATH",
 }
-_INT8 = {"int8": (8, 0), "int8_fp8": (8, 9)}  # the compute capability that each begins with
 MANY_KEYS = 1024
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -57,7 +59,7 @@ class AttentionBackendError(RuntimeError):
 class AttentionBackend:
     """A chosen backend. Call it with q, k, v; `kernel_for(q)` says what runs, `describe(q)` reports it."""
 
-    name: str = "sdpa"
+    name: str = "auto"
 
     def __post_init__(self) -> None:
         if self.name not in NAMES:
@@ -70,14 +72,16 @@ class AttentionBackend:
             raise AttentionBackendError(msg)
 
     def kernel_for(self, q: Tensor, v_dim: int | None = None) -> str:
-        """The kernel that runs for queries like `q`: the rule of `sdpa`, or the name itself."""
-        if self.name != "sdpa":
+        """The kernel that runs for queries like `q`: by the rule of `auto` or `sdpa`, or the name itself."""
+        if self.name not in ("auto", "sdpa"):
             return self.name
         if q.device.type != "cuda":
             return "cpu" if q.device.type == "cpu" else "default"
         head_dim = q.shape[-1]
         same_width = v_dim in (None, head_dim)
         capability = _capability(q.device)
+        if self.name == "auto" and flash3_takes(q) and same_width and flash3.find()[0] is not None:
+            return "flash_attn_3"
         if q.dtype not in _HALF or capability < (8, 0) or head_dim > 256 or not same_width:
             return "efficient"
         if capability == (9, 0) and head_dim % 8 == 0 and head_dim <= 128 and _cudnn() >= CUDNN_FLOOR:
@@ -92,10 +96,18 @@ class AttentionBackend:
             "backend": self.name,
             "kernel": self.kernel_for(q),
             "lossy": self.name in LOSSY,
+            "flash_attn_3": self._flash3(q),
             "torch": torch.__version__,
             "cudnn": _cudnn() if q.device.type == "cuda" else None,
             "capability": ".".join(map(str, _capability(q.device))) if q.device.type == "cuda" else None,
         }
+
+    def _flash3(self, q: Tensor) -> str | None:
+        """The module that flash-attn 3 comes from, or why there is none; None where it doesn't matter."""
+        if self.name not in ("auto", "fp8") or not flash3_takes(q):
+            return None
+        found, absent = flash3.find()
+        return found.source if found else "; ".join(f"{name}: {why}" for name, why in absent.items())
 
     def __call__(
         self,
@@ -139,9 +151,19 @@ class AttentionBackend:
             raise AttentionBackendError(msg)
         if name in ("xformers", "sage"):
             return _package_kernel(name)
-        if name in _INT8:
-            return partial(_int8, name)
+        if name == "fp8":
+            return _fp8
+        if name == "flash_attn_3":
+            found = flash3.find()[0]
+            assert found is not None  # kernel_for has looked
+            return found
         return partial(_sdpa, name, self.name)
+
+
+def flash3_takes(q: Tensor) -> bool:
+    """Whether flash-attn 3 can compute queries like `q` [B, L, N, D] on their device."""
+    on_hopper = q.device.type == "cuda" and _capability(q.device) == (9, 0)
+    return on_hopper and q.dtype == torch.bfloat16 and q.shape[-1] <= 256 and q.shape[-1] % 8 == 0
 
 
 def _sdpa(
@@ -165,23 +187,21 @@ def _sdpa(
     return out.transpose(1, 2)
 
 
-def _int8(name: str, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None, causal: bool) -> Tensor:
+def _fp8(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None, causal: bool) -> Tensor:
     if k.shape[1] < MANY_KEYS:
         return AttentionBackend()(q, k, v, scale=scale, causal=causal)
-    floor = _INT8[name]
-    if q.device.type != "cuda" or _capability(q.device) < floor or q.dtype not in _HALF or causal:
-        need = f"a GPU of compute capability {floor[0]}.{floor[1]}, fp16 or bf16 and no causal mask"
-        msg = f"attention backend {name!r} needs {need}; got {q.dtype} on {q.device}. Use 'sdpa'"
+    if not flash3_takes(q):
+        need = "bf16 on a GPU of compute capability 9.0"
+        msg = f"attention backend 'fp8' needs {need}; got {q.dtype} on {q.device}. Use 'auto'"
         raise AttentionBackendError(msg)
-    try:
-        from .kernels.int8_attention import int8_attention
-    except ImportError as e:
-        msg = f"attention backend {name!r}: triton can't be imported ({e}); install it or use 'sdpa'"
-        raise AttentionBackendError(msg) from e
-    try:
-        return int8_attention(q, k, v, scale=scale, fp8=name == "int8_fp8")
-    except ValueError as e:
-        raise AttentionBackendError(str(e)) from e
+    found, absent = flash3.find()
+    if found is None or not found.descales:
+        have = f"{found.source} has it for bf16 alone" if found else f"there is none: {absent}"
+        msg = (
+            f"attention backend 'fp8' needs flash-attn 3 built for fp8; {have}. Install fa3-fwd or use 'auto'"
+        )
+        raise AttentionBackendError(msg)
+    return found.fp8(q, k, v, scale=scale, causal=causal)
 
 
 @cache
@@ -210,10 +230,8 @@ def _package_kernel(name: str) -> Kernel:
 
 
 def _flash_attn_kernel() -> Kernel:
-    try:
-        func = importlib.import_module("flash_attn_interface").flash_attn_func  # flash-attn 3
-    except ImportError:
-        func = _import("flash_attn", "flash_attn").flash_attn_func
+    found = flash3.find()[0]
+    func = found.call if found and found.descales else _import("flash_attn", "flash_attn").flash_attn_func
 
     def flash_attn(
         q: Tensor,

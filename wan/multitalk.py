@@ -105,7 +105,7 @@ class MultiTalkPipeline:
         *,
         audio_dir: str | Path | None = None,
         device: str | torch.device | None = None,
-        attention: str = "sdpa",
+        attention: str = "auto",
         kernels: str = "eager",
         linears: str = "bf16",
         cfg_parallel: bool = False,

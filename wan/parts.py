@@ -48,7 +48,7 @@ def load_parts(
     t5_cpu: bool = False,
     t5_fsdp: bool = False,
     dit_fsdp: bool = False,
-    attention: str = "sdpa",
+    attention: str = "auto",
     kernels: str = "eager",
     linears: str = "bf16",
 ) -> Parts:

@@ -2,15 +2,18 @@
 
 | quality | what it changes |
 |---|---|
-| `exact` (default) | nothing: bf16 model as published, fp32 VAE, all steps; no lossy code is imported |
-| `near` | VAE decodes in bf16; audio projections multiplied into keys and values (20 GiB more memory) |
+| `exact` (default) | nothing: bf16 model as published, fp32 VAE, all steps; no lossy code is imported. |
+|  | Only where rounding happens differs: audio projections are multiplied into keys and values where the |
+|  | memory is there (error against fp32 1.02 times the original order's; docs/performance.md) |
+| `near` | VAE decodes in bf16; audio projections are multiplied, or it is an error (20 GiB more memory) |
 | `fast` | `near`'s decoding; the block's linears multiply in fp8, row by row; attention stays exact |
-|  | unless `attention` is set to `int8` or `int8_fp8` beside it |
+|  | unless `attention` is set to `fp8` beside it |
 | `turbo` | `near`'s decoding; 8 steps without text guidance, which needs a distilled LoRA |
 
-An explicit switch given beside the word wins, and `Setting.overrides` says so. Nothing falls back: what the
-machine can't do is a `QualityError` that names what is missing and which qualities work. This module is plain
-Python; it imports torch only to look at the machine.
+An explicit switch given beside the word wins, and `Setting.overrides` says so. `settle` replaces "auto" by
+what this machine's memory allows, so that a result names what ran. Nothing falls back: what the machine can't
+do is a `QualityError` that names what is missing and which qualities work. This module is plain Python; it
+imports torch only to look at the machine.
 """
 
 from __future__ import annotations
@@ -19,14 +22,16 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-__all__ = ["QUALITIES", "TIERS", "Machine", "QualityError", "Setting", "Switches", "expand", "require"]
+__all__ = ["QUALITIES", "TIERS", "Machine", "QualityError", "Setting", "Switches", "expand", "settle"]
 
 WEIGHTS = ("bf16", "int8", "fp8")
 LINEARS = ("bf16", "fp8")
 VAE_DECODE = ("fp32", "bf16")
-ABSORB_AUDIO = ("none", "silence", "all")
-LOSSY_ATTENTION = frozenset({"sage", "int8", "int8_fp8"})
+ABSORB_AUDIO = ("auto", "none", "silence", "all")
+LOSSY_ATTENTION = frozenset({"sage", "fp8"})
 ABSORB_BYTES = 64 << 30  # of a GPU: 38 GB of weights, 22 GB of absorbed projections, activations
+# From which memory "auto" takes them: with all encoders resident beside, and a third to spare.
+AUTO_BYTES = {"all": 96 << 30, "silence": 56 << 30}
 
 
 class QualityError(ValueError):
@@ -40,16 +45,16 @@ class Switches:
     attention: a name of `wan.attention_backends`. weights: "bf16" as published, or "int8" or "fp8" from a
     quantised file. linears: "bf16", or "fp8" for those of the blocks that see every token. vae_decode: "fp32"
     or "bf16"; encoding is always fp32. absorb_audio: "none", "silence" (only in the pass without speech:
-    2 GB) or "all" (22 GB), see `modules.runtime.Runtime`. step_cache: a TeaCache threshold, or None to run
-    every step. lora: whether a distilled LoRA is merged. steps, shift (None: the size's own) and guidance
-    scales: of the sampling.
+    2 GB), "all" (22 GB), see `modules.runtime.Runtime`, or "auto", see `settle`. step_cache: a TeaCache
+    threshold, or None to run every step. lora: whether a distilled LoRA is merged. steps, shift (None: the
+    size's own) and guidance scales: of the sampling.
     """
 
-    attention: str = "sdpa"
+    attention: str = "auto"
     weights: str = "bf16"
     linears: str = "bf16"
     vae_decode: str = "fp32"
-    absorb_audio: str = "none"
+    absorb_audio: str = "auto"
     step_cache: float | None = None
     lora: bool = False
     steps: int = 40
@@ -68,7 +73,7 @@ class Switches:
             if getattr(self, name) not in known:
                 msg = f"{name} {getattr(self, name)!r} is not one of {', '.join(known)}"
                 raise QualityError(msg)
-        if self.linears == "fp8" and self.absorb_audio != "none":
+        if self.linears == "fp8" and self.absorb_audio in ("silence", "all"):
             msg = "absorb_audio does away with linears that fp8 would speed up; choose one of the two"
             raise QualityError(msg)
 
@@ -143,27 +148,33 @@ def expand(quality: str = "exact", **explicit: Any) -> Setting:
 class Machine:
     """What the qualities ask of a machine. `fp8` says why fp8 products can't run, or is None.
 
-    device: "cpu" or a GPU's name; memory: bytes of a GPU, None for a CPU; loras: how many are merged.
+    fp8_attention: the same of attention. device: "cpu" or a GPU's name; memory: bytes of a GPU, None for a
+    CPU; loras: how many are merged. resident: whether the model stays there (else blocks are streamed).
     """
 
     device: str = "cpu"
     fp8: str | None = "a CPU has no fp8 matrix units"
+    fp8_attention: str | None = "it needs a GPU of compute capability 9.0"
     memory: int | None = None
     loras: int = 0
+    resident: bool = True
 
     @classmethod
-    def here(cls, device: Any, *, loras: int = 0) -> Machine:
+    def here(cls, device: Any, *, loras: int = 0, resident: bool = True) -> Machine:
         """Look at a torch device."""
         import torch
 
         device = torch.device(device)
         if device.type != "cuda":
-            return cls(device=str(device), loras=loras)
+            return cls(device=str(device), loras=loras, resident=resident)
+        capability = torch.cuda.get_device_capability(device)
         return cls(
             device=torch.cuda.get_device_name(device),
-            fp8=fp8_problem(torch.cuda.get_device_capability(device), torch.__version__),
+            fp8=fp8_problem(capability, torch.__version__),
+            fp8_attention=fp8_attention_problem(capability),
             memory=torch.cuda.get_device_properties(device).total_memory,
             loras=loras,
+            resident=resident,
         )
 
     def lacks(self, switches: Switches) -> tuple[str, ...]:
@@ -173,10 +184,8 @@ class Machine:
             found.append("few steps need a distilled LoRA, and none is given (--lora_dir, MT_LORA)")
         if switches.linears == "fp8" and self.fp8 is not None:
             found.append(f"fp8 linears can't run on {self.device}: {self.fp8}")
-        if switches.attention in ("int8", "int8_fp8") and self.memory is None and self.fp8 is not None:
-            found.append(f"attention {switches.attention} needs a GPU")
-        elif switches.attention == "int8_fp8" and self.fp8 is not None:
-            found.append(f"attention int8_fp8 can't run on {self.device}: {self.fp8}")
+        if switches.attention == "fp8" and self.fp8_attention is not None:
+            found.append(f"attention fp8 can't run on {self.device}: {self.fp8_attention}")
         if switches.absorb_audio == "all" and self.memory is not None and self.memory < ABSORB_BYTES:
             need, have = ABSORB_BYTES >> 30, self.memory >> 30
             found.append(f"absorb_audio all needs a GPU of {need} GiB, {self.device} has {have}")
@@ -197,10 +206,33 @@ def fp8_problem(capability: tuple[int, int], torch_version: str) -> str | None:
     return None
 
 
-def require(setting: Setting, machine: Machine) -> None:
-    """Raises QualityError, with what is missing and which qualities work on this machine."""
+def fp8_attention_problem(capability: tuple[int, int]) -> str | None:
+    """Why flash-attn 3 in fp8 can't run, or None."""
+    from .flash3 import find
+
+    if capability != (9, 0):
+        return f"compute capability {capability[0]}.{capability[1]}, flash-attn 3 is for 9.0"
+    found, absent = find()
+    if found is None:
+        return f"no flash-attn 3 ({'; '.join(f'{name}: {why}' for name, why in absent.items())})"
+    return None if found.descales else f"{found.source} carries flash-attn 3 without fp8; install fa3-fwd"
+
+
+def settle(setting: Setting, machine: Machine) -> Setting:
+    """The setting as it will run on `machine`: without "auto".
+
+    absorb_audio "auto" is "all" on a GPU of 96 GiB or more, "silence" from 56 GiB, else "none"; "none" also
+    with fp8 linears, which it would do away with, and where blocks are streamed. Raises QualityError, with
+    what is missing and which qualities work on this machine.
+    """
     missing = machine.lacks(setting.switches)
     if missing:
         works = ", ".join(name for name, switches in TIERS.items() if not machine.lacks(switches))
         msg = f"quality {setting.quality!r}: {'; '.join(missing)}. What works here: {works}"
         raise QualityError(msg)
+    switches = setting.switches
+    if switches.absorb_audio == "auto":
+        able = machine.memory if machine.resident and switches.linears != "fp8" else None
+        chosen = next((name for name, need in AUTO_BYTES.items() if (able or 0) >= need), "none")
+        switches = replace(switches, absorb_audio=chosen)
+    return replace(setting, switches=switches)

@@ -169,8 +169,8 @@ def test_sdpa_reports_what_runs() -> None:
     from wan.attention_backends import CUDNN_FLOOR, AttentionBackend
 
     q, k, v = (torch.randn(1, 300, 4, 128, device="cuda", dtype=torch.bfloat16) for _ in range(3))
-    told = AttentionBackend().describe(q)
+    told = AttentionBackend(name="sdpa").describe(q)
     hopper, cudnn = torch.cuda.get_device_capability() == (9, 0), torch.backends.cudnn.version() or 0
     assert told["kernel"] == ("cudnn" if hopper and cudnn >= CUDNN_FLOOR else "flash")
     want = AttentionBackend(name="math")(*(t.double() for t in (q, k, v)))
-    assert error(AttentionBackend()(q, k, v), want) < 6e-3
+    assert error(AttentionBackend(name="sdpa")(q, k, v), want) < 6e-3

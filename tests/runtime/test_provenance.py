@@ -188,7 +188,7 @@ def test_the_command_line(
     assert "fp8" in shown["lacks"][0]
     assert shown["versions"]["torch"]
     assert plan("--quality", "near", "--vae_decode", "fp32") == 0
-    assert "near: attention sdpa, weights bf16, linears bf16, vae_decode* fp32" in capsys.readouterr().out
+    assert "near: attention auto, weights bf16, linears bf16, vae_decode* fp32" in capsys.readouterr().out
     assert plan("--quality", "turbo") == 2
     assert "turbo needs a distilled LoRA (job.quality)" in capsys.readouterr().err
     assert main([*common, "--quality", "fast", "--save_file", str(tmp_path / "v")]) == 2

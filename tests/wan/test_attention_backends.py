@@ -65,13 +65,12 @@ def test_what_is_missing_is_an_error() -> None:
         AttentionBackend()(*qkv(), window=(4, 4))
 
 
-@pytest.mark.parametrize("name", ["int8", "int8_fp8"])
-def test_int8_is_asked_for_by_name_and_has_no_stand_in(name: str) -> None:
-    backend = AttentionBackend(name=name)
+def test_fp8_is_asked_for_by_name_and_has_no_stand_in() -> None:
+    backend = AttentionBackend(name="fp8")
     q, k, v = qkv()
     assert torch.equal(backend(q, k, v), AttentionBackend()(q, k, v))  # few keys: nothing to gain
     many = torch.zeros(1, 1024, 1, 64, dtype=torch.bfloat16)
-    with pytest.raises(AttentionBackendError, match=rf"'{name}' needs a GPU of compute capability 8\.[09]"):
+    with pytest.raises(AttentionBackendError, match=r"'fp8' needs bf16 on a GPU of compute capability 9\.0"):
         backend(many, many, many)
     assert backend.describe(q)["lossy"]
 
@@ -99,17 +98,20 @@ def test_a_kernel_that_refuses_is_an_error(monkeypatch: pytest.MonkeyPatch) -> N
     ],
 )
 def test_rule_of_the_default(capability, cudnn, dtype, head_dim, kernel, monkeypatch) -> None:
+    monkeypatch.setattr(attention_backends.flash3, "find", lambda: (None, {"fa3_fwd_interface": "absent"}))
     monkeypatch.setattr(attention_backends, "_capability", lambda _: capability)
     monkeypatch.setattr(attention_backends, "_cudnn", lambda: cudnn)
     q = SimpleNamespace(device=torch.device("cuda", 0), dtype=dtype, shape=(1, 100, 40, head_dim))
     backend = AttentionBackend()
     assert backend.kernel_for(q) == kernel
     report = backend.describe(q)
-    assert (report["backend"], report["kernel"], report["lossy"]) == ("sdpa", kernel, False)
+    assert (report["backend"], report["kernel"], report["lossy"]) == ("auto", kernel, False)
+    assert AttentionBackend(name="sdpa").kernel_for(q) == kernel
     assert AttentionBackend(name="flash").kernel_for(q) == "flash"
 
 
 def test_values_of_another_width_than_keys(monkeypatch) -> None:
     monkeypatch.setattr(attention_backends, "_capability", lambda _: (9, 0))
+    monkeypatch.setattr(attention_backends.flash3, "find", lambda: (object(), {}))
     q = SimpleNamespace(device=torch.device("cuda", 0), dtype=torch.bfloat16, shape=(1, 9, 4, 128))
     assert AttentionBackend().kernel_for(q, v_dim=8) == "efficient"

@@ -15,11 +15,12 @@ from wan.quality import (
     QualityError,
     Switches,
     expand,
+    fp8_attention_problem,
     fp8_problem,
-    require,
+    settle,
 )
 
-GPU = Machine(device="H200", fp8=None, memory=140 << 30, loras=1)
+GPU = Machine(fp8_attention=None, device="H200", fp8=None, memory=140 << 30, loras=1)
 
 
 def test_exact_is_the_default_and_has_nothing_lossy() -> None:
@@ -65,7 +66,7 @@ def test_every_switch_is_the_given_one_or_the_words(quality, steps, vae_decode) 
         ("exact", {"linears": "fp4"}, "linears 'fp4' is not one of bf16, fp8"),
         ("exact", {"vae_decode": "fp8"}, "vae_decode 'fp8' is not one of fp32, bf16"),
         ("fast", {"absorb_audio": "silence"}, "choose one of the two"),
-        ("near", {"absorb_audio": True}, "absorb_audio True is not one of none, silence, all"),
+        ("near", {"absorb_audio": True}, "absorb_audio True is not one of auto, none, silence, all"),
         ("exact", {"color": 1}, "no switch color"),
     ],
 )
@@ -93,21 +94,40 @@ def test_what_cannot_be(quality, explicit, text) -> None:
 )
 def test_what_is_missing_is_one_error_that_says_what_works(quality, machine, text) -> None:
     with pytest.raises(QualityError, match=text):
-        require(expand(quality), machine)
-    require(expand("exact"), machine)
+        settle(expand(quality), machine)
+    settle(expand("exact"), machine)
 
 
 def test_lossy_attention_needs_its_units() -> None:
-    assert Machine().lacks(Switches(attention="int8")) == ("attention int8 needs a GPU",)
-    older = Machine(device="A100", fp8="no fp8", memory=80 << 30)
-    assert not older.lacks(Switches(attention="int8"))
-    assert older.lacks(Switches(attention="int8_fp8")) == ("attention int8_fp8 can't run on A100: no fp8",)
-    assert not GPU.lacks(Switches(attention="int8_fp8"))
+    asked = Switches(attention="fp8")
+    assert Machine().lacks(asked) == (
+        "attention fp8 can't run on cpu: it needs a GPU of compute capability 9.0",
+    )
+    assert not GPU.lacks(asked)
+    assert fp8_attention_problem((8, 9)) == "compute capability 8.9, flash-attn 3 is for 9.0"
+    assert "fa3_fwd_interface" in (fp8_attention_problem((9, 0)) or "")  # absent here, and named
+
+
+@pytest.mark.parametrize(
+    ("gib", "more", "chosen"),
+    [
+        (None, {}, "none"), (24, {}, "none"), (47, {}, "none"), (80, {}, "silence"), (95, {}, "silence"),
+        (140, {}, "all"), (140, {"linears": "fp8"}, "none"), (140, {"resident": False}, "none"),
+        (140, {"absorb_audio": "none"}, "none"), (80, {"absorb_audio": "all"}, "all"),
+    ],
+)  # fmt: skip
+def test_auto_becomes_what_the_memory_allows(gib, more, chosen) -> None:
+    resident = more.pop("resident", True)
+    machine = Machine(fp8=None, memory=None if gib is None else gib << 30, resident=resident)
+    setting = expand("exact", **more)
+    settled = settle(setting, machine)
+    assert settled.switches.absorb_audio == chosen
+    assert (settled.overrides, settled.quality) == (setting.overrides, "exact")
 
 
 def test_a_machine_with_all_of_it() -> None:
     for name in QUALITIES:
-        require(expand(name), GPU)
+        settle(expand(name), GPU)
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ before it, and GELU write fp8 at once, and q, k and v share one result.
 
 Budget on an H200 at L = 33,600 (performance.md: 26.8·L·C² of products in linears a block, 944 TFLOP in 40):
 at the measured 1,349 TFLOP/s 0.70 s instead of 1.13 s in bf16; the hidden layer's GELU with its quantisation
-moves 1.4 GB a block (17 ms in 40), attention's outputs 0.5 GB each (20 ms for three in 40). With attention as
-it is (1.81 s) that predicts 2.65 s a forward, 0.44 of "plain, flash"; 0.33 needs attention at 830 TFLOP/s,
-which is what `wan.kernels.int8_attention` is for.
+moves 1.4 GB a block (17 ms in 40), attention's outputs 0.5 GB each (20 ms for three in 40). With cuDNN's
+attention (1.81 s) that predicts 2.65 s a forward, 0.44 of "plain, flash"; 0.33 needs attention at
+830 TFLOP/s, which is what attention "fp8" (`wan.flash3`) is for.
 
 Each launcher has its namesake in `wan.kernels.reference_lossy`.
 """

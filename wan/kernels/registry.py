@@ -15,7 +15,7 @@ import torch
 import triton
 from torch import Tensor
 
-from . import fp8, int8_attention, norm, reference, reference_lossy, rotary, vae
+from . import fp8, norm, reference, reference_lossy, rotary, vae
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 Example = Callable[[torch.device | str, torch.Generator], Call]
@@ -310,61 +310,4 @@ FP8: tuple[KernelSpec, ...] = (
     ),
 )
 
-
-def _example_attention(rows: int = 200, keys: int = 333, heads: int = 2, dim: int = 128) -> Example:
-    def example(device: torch.device | str, generator: torch.Generator) -> Call:
-        q, k, v = (_rows(device, generator, 1, n, heads, dim) for n in (rows, keys, keys))
-        k = k + 3 * _rows(device, generator, 1, 1, heads, dim)  # as real keys: channels far from zero
-        return (q.bfloat16(), k.bfloat16(), (1 + 0.3 * v).bfloat16()), {}
-
-    return example
-
-
-def _fp8_attention(*args: Tensor, **kwargs: Any) -> Tensor:
-    return int8_attention.int8_attention(*args, **kwargs, fp8=True)
-
-
-def _fp8_attention_reference(*args: Tensor, **kwargs: Any) -> Tensor:
-    return reference_lossy.int8_attention(*args, **kwargs, fp8=True)
-
-
-_ATTENTION_SIZES = (
-    "q_rows", "k_rows", "q_groups", "k_groups", "heads",
-    "v_batch", "v_row", "v_head", "out_batch", "out_row", "out_head",
-)  # fmt: skip
-_ATTENTION = {"D": 128, "BLOCK_M": 128, "BLOCK_N": 64, "Q_GROUP": 32, "K_GROUP": 64}
-
-
-def _attention_signature(values: str) -> dict[str, str]:
-    pointers = {"q": "*i8", "k": "*i8", "v": values}
-    scales = dict.fromkeys(("q_scale", "k_scale", "v_scale"), "*fp32")
-    return {**pointers, **scales, "out": "*bf16", **dict.fromkeys(_ATTENTION_SIZES, "i32")}
-
-
-INT8: tuple[KernelSpec, ...] = (
-    KernelSpec(
-        name="int8_attention",
-        fn=int8_attention.int8_attention_kernel,
-        signature=_attention_signature("*bf16") | {"v_scale": "*bf16"},
-        constexprs={**_ATTENTION, "FP8": False},
-        launch=int8_attention.int8_attention,
-        reference=reference_lossy.int8_attention,
-        example=_example_attention(),
-        options={"num_warps": 8, "num_stages": 2},
-        lossy=True,
-    ),
-    KernelSpec(
-        name="int8_fp8_attention",
-        fn=int8_attention.int8_attention_kernel,
-        signature=_attention_signature("*fp8e4nv"),
-        constexprs={**_ATTENTION, "FP8": True},
-        launch=_fp8_attention,
-        reference=_fp8_attention_reference,
-        example=_example_attention(),
-        options={"num_warps": 8, "num_stages": 2},
-        floor=89,
-        lossy=True,
-    ),
-)
-
-KERNELS: tuple[KernelSpec, ...] = EXACT + FP8 + INT8
+KERNELS: tuple[KernelSpec, ...] = EXACT + FP8

@@ -24,7 +24,7 @@ __all__ = [
     "reference_map",
 ]
 
-_VERSION_TO_BACKEND = {None: "sdpa", 2: "flash_attn", 3: "flash_attn"}
+_VERSION_TO_BACKEND = {None: "auto", 2: "flash_attn", 3: "flash_attn"}
 
 
 @cache
