@@ -38,6 +38,7 @@ from .pipeline_steps import (
     denoise,
     embed_conditions,
     encode,
+    on_host,
     one_after_the_other,
     prepare,
     timestep_transform,
@@ -236,8 +237,8 @@ class MultiTalkPipeline:
         `motion_frame` frames. With `offload_model` networks wait in RAM while others run, if they do not all
         fit on the GPU. An empty `n_prompt` takes the configuration's. `extra_args` may have
         use_teacache, teacache_thresh, use_apg, apg_momentum, apg_norm_threshold. `on_progress(step, total,
-        stage)` replaces the bar; `cancelled()` is asked between steps; `on_frames` gets every clip's new
-        frames [3, f, H, W] at once, for an encoder to write. `switches` sets for this call what `wan.quality`
+        stage)` replaces the bar; `cancelled()` is asked between steps; `on_frames` gets new frames [3, f, H,
+        W] as they are decoded, for an encoder to write. `switches` sets for this call what `wan.quality`
         decides and needs no other weights: attention, absorbed audio projections, the VAE's decoding.
 
         Raises ValueError or FileNotFoundError for wrong input, `progress.Cancelled` when asked to stop.
@@ -313,14 +314,28 @@ class MultiTalkPipeline:
         image = run.prepared.image.to(self.device)
         known = image
         for clip in plan.clips:
-            frames = self._clip(run, clip, known, image)
-            known = frames[:, :, -run.options.motion_frame :]
-            new = frames[0, :, clip.motion :].cpu()
-            yield new[:, : max(plan.frames - done, 0)]
-            done += new.shape[1]
+            tail: list[Tensor] = []
+            for frames in on_host(self._new(self._clip(run, clip, known, image), clip.motion, tail)):
+                new = frames[:, : plan.frames - done]
+                done += new.shape[1]
+                if new.shape[1]:
+                    yield new
+                if done == plan.frames and clip is plan.clips[-1]:
+                    return  # what it has beyond the end need not be decoded
+            known = torch.cat(tail, dim=2)[:, :, -run.options.motion_frame :]
 
-    def _clip(self, run: Run, clip: Clip, known: Tensor, image: Tensor) -> Tensor:
-        """All frames [1, 3, frame_num, H, W] of one clip: encode → denoise → decode."""
+    @staticmethod
+    def _new(pieces: Iterator[Tensor], motion: int, tail: list[Tensor]) -> Iterator[Tensor]:
+        """A clip's pieces [1, 3, f, H, W], all added to `tail`, as [3, f, H, W] without `motion` frames."""
+        for piece in pieces:
+            tail.append(piece)
+            new = piece[0, :, motion:]
+            motion = max(motion - piece.shape[2], 0)
+            if new.shape[1]:
+                yield new
+
+    def _clip(self, run: Run, clip: Clip, known: Tensor, image: Tensor) -> Iterator[Tensor]:
+        """All frames of one clip, [1, 3, frame_num, H, W] in pieces: encode → denoise → decode."""
         parts, options, dtype = self.parts, run.options, self.config.param_dtype
         run.report.stage("encode")
         with self._on_device(parts.image_encoder, run.offload):
@@ -347,7 +362,7 @@ class MultiTalkPipeline:
             )
         del conditions  # several GB of kept keys and values
         run.report.stage("decode")
-        return decode(latents, image, options, vae=parts.vae)
+        yield from decode(latents, image, options, vae=parts.vae)
 
     def _encode_texts(
         self, prepared: Prepared, options: Options, n_prompt: str, report: Reporter, offload: bool

@@ -7,7 +7,7 @@ decode.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -374,12 +374,41 @@ def _with_known(latents: Tensor, motion: Tensor | None, t: Tensor, generator: to
 # --- decode -----------------------------------------------------------------------------------------------
 
 
-def decode(latents: Tensor, reference: Tensor, options: Options, *, vae: Any) -> Tensor:
-    """Latents [16, T, h, w] → frames [1, 3, F, H, W] fp32 in [−1, 1], in the colours of `reference` [1, 3, 1,
-    H, W].
+def decode(latents: Tensor, reference: Tensor, options: Options, *, vae: Any) -> Iterator[Tensor]:
+    """Latents [16, T, h, w] → frames [1, 3, f, H, W] fp32 in [−1, 1], in the colours of `reference` [1, 3, 1,
+    H, W], piece by piece as they get ready.
     """
     half = {} if options.vae_decode == torch.float32 else {"dtype": options.vae_decode}
-    frames = torch.stack(vae.decode([latents], **half))
-    if options.color_strength > 0:
-        frames = match_and_blend_colors(frames, reference, options.color_strength)
-    return frames
+    for piece in vae.decode_pieces(latents, **half):
+        frames = piece[None]
+        if options.color_strength > 0:
+            frames = match_and_blend_colors(frames, reference, options.color_strength)
+        yield frames
+
+
+def on_host(pieces: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Each tensor on the CPU, while a GPU already works at the next one."""
+    before: Callable[[], Tensor] | None = None
+    for piece in pieces:
+        copy = _copied(piece)
+        if before is not None:
+            yield before()
+        before = copy
+    if before is not None:
+        yield before()
+
+
+def _copied(piece: Tensor) -> Callable[[], Tensor]:
+    """Begin to copy `piece` to the CPU; the result waits for it."""
+    if piece.device.type != "cuda":
+        return piece.cpu
+    host = torch.empty(piece.shape, dtype=piece.dtype, pin_memory=True)
+    host.copy_(piece, non_blocking=True)
+    done = torch.cuda.Event()
+    done.record(torch.cuda.current_stream(piece.device))
+
+    def wait() -> Tensor:
+        done.synchronize()
+        return host
+
+    return wait

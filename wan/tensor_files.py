@@ -185,7 +185,13 @@ def read_safetensors(
     meter = _Meter(total, progress)
     staging = threading.local()
 
+    inference = torch.is_inference_mode_enabled()  # threads don't inherit it, and `out` is of that kind
+
     def read(piece: tuple[TensorEntry, int]) -> None:
+        with torch.inference_mode(inference):
+            read_piece(piece)
+
+    def read_piece(piece: tuple[TensorEntry, int]) -> None:
         entry, at = piece
         meter.check()
         size = min(PIECE_BYTES, entry.nbytes - at)

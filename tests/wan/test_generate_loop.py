@@ -194,6 +194,7 @@ def test_progress_frames_and_cancellation(pipeline: MultiTalkPipeline) -> None:
         job(case), **arguments(case), on_progress=lambda *a: seen.append(a), on_frames=pieces.append
     )
     assert torch.equal(torch.cat(pieces, dim=1), video)
+    assert max(p.shape[1] for p in pieces) <= 4  # as they are decoded, not clip by clip
     total = 3 * 4
     assert seen[0] == (0, total, "text")
     assert seen[-1] == (total, total, "decode")
@@ -210,6 +211,25 @@ def test_progress_frames_and_cancellation(pipeline: MultiTalkPipeline) -> None:
 
     with pytest.raises(Cancelled, match="of 12 steps"):
         pipeline.generate(job(case), **arguments(case), on_progress=count, cancelled=stop)
+
+
+def test_what_lies_beyond_the_end_is_not_decoded(pipeline: MultiTalkPipeline, monkeypatch) -> None:
+    case, asked, made = CASES["stream1"]["case"], [], []
+    data = job(case)
+    data["cond_audio"] = {person: speech[:5] for person, speech in data["cond_audio"].items()}
+    whole = pipeline.generate(data, **arguments(case))
+    decode_pieces = pipeline.parts.vae.decode_pieces
+
+    def counted(latents, **options):
+        asked.append(1 + 4 * (latents.shape[1] - 1))
+        for piece in decode_pieces(latents, **options):
+            made.append(piece.shape[1])
+            yield piece
+
+    monkeypatch.setattr(pipeline.parts.vae, "decode_pieces", counted)
+    assert torch.equal(pipeline.generate(data, **arguments(case)), whole)
+    beyond = sum(asked) - ENTRY["motion_frame"] * (len(asked) - 1) - whole.shape[1]
+    assert sum(asked) - sum(made) == beyond // 4 * 4 > 0
 
 
 @pytest.mark.parametrize(

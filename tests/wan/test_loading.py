@@ -72,6 +72,12 @@ def test_any_piece_size_and_thread_count(file, state, monkeypatch, piece, thread
             assert torch.equal(read[name], wanted), name
 
 
+def test_in_inference_mode(file, state):
+    with torch.inference_mode():
+        read = read_safetensors(read_header(file).values(), dtype=torch.float64, threads=2)
+    assert all(torch.equal(read[name], t.double()) for name, t in state.items())
+
+
 def test_dtype_may_depend_on_the_name(file, state):
     rule = lambda name, dtype: torch.float64 if name.startswith("norm_x") else torch.bfloat16  # noqa: E731
     model = load_model(Net, file, dtype=rule)

@@ -282,5 +282,16 @@ class WanVAE:
         with self._arithmetic(dtype or self.decode_dtype):
             return [self.model.decode(z.unsqueeze(0), self.scale, chunk)[0].float().clamp_(-1, 1) for z in zs]
 
+    @torch.no_grad()
+    def decode_pieces(self, z: Tensor, chunk: int = 1, dtype: torch.dtype | None = None) -> Iterator[Tensor]:
+        """`decode` of one video's latents in pieces [3,·,8h,8w] as they get ready: 1 frame, then 4·chunk."""
+        pieces = self.model.decode_pieces(z.unsqueeze(0), self.scale, chunk)
+        while True:
+            with self._arithmetic(dtype or self.decode_dtype):  # not while the caller has its turn
+                piece = next(pieces, None)
+            if piece is None:
+                return
+            yield piece[0].float().clamp_(-1, 1)
+
     def _arithmetic(self, dtype: torch.dtype) -> AbstractContextManager[object]:
         return nullcontext() if dtype == torch.float32 else torch.autocast(self.device.type, dtype)
