@@ -310,29 +310,16 @@ class MultiTalkPipeline:
 
     def _clips(self, run: Run) -> Iterator[Tensor]:
         """The new frames [3, f, H, W] of each clip, on the CPU, cut to the length of the video."""
-        plan, done = run.prepared.plan, 0
+        plan, room = run.prepared.plan, run.prepared.plan.frames
         image = run.prepared.image.to(self.device)
         known = image
         for clip in plan.clips:
+            pieces = self._clip(run, clip, known, image)
             tail: list[Tensor] = []
-            for frames in on_host(self._new(self._clip(run, clip, known, image), clip.motion, tail)):
-                new = frames[:, : plan.frames - done]
-                done += new.shape[1]
-                if new.shape[1]:
-                    yield new
-                if done == plan.frames and clip is plan.clips[-1]:
-                    return  # what it has beyond the end need not be decoded
+            for frames in on_host(_new(pieces, clip, room, tail, last=clip is plan.clips[-1])):
+                room -= frames.shape[1]
+                yield frames
             known = torch.cat(tail, dim=2)[:, :, -run.options.motion_frame :]
-
-    @staticmethod
-    def _new(pieces: Iterator[Tensor], motion: int, tail: list[Tensor]) -> Iterator[Tensor]:
-        """A clip's pieces [1, 3, f, H, W], all added to `tail`, as [3, f, H, W] without `motion` frames."""
-        for piece in pieces:
-            tail.append(piece)
-            new = piece[0, :, motion:]
-            motion = max(motion - piece.shape[2], 0)
-            if new.shape[1]:
-                yield new
 
     def _clip(self, run: Run, clip: Clip, known: Tensor, image: Tensor) -> Iterator[Tensor]:
         """All frames of one clip, [1, 3, frame_num, H, W] in pieces: encode → denoise → decode."""
@@ -413,6 +400,24 @@ class MultiTalkPipeline:
             random.seed(seed)
             torch.backends.cudnn.deterministic = True
         return torch.Generator(self.device).manual_seed(seed)
+
+
+def _new(
+    pieces: Iterator[Tensor], clip: Clip, room: int, tail: list[Tensor], *, last: bool
+) -> Iterator[Tensor]:
+    """A clip's pieces [1, 3, f, H, W], all added to `tail` → its new frames [3, f, H, W], `room` at most. Of
+    the last clip nothing is decoded beyond them.
+    """
+    known = clip.motion
+    for piece in pieces:
+        tail.append(piece)
+        new = piece[0, :, known : known + room]
+        known = max(known - piece.shape[2], 0)
+        room -= new.shape[1]
+        if new.shape[1]:
+            yield new
+        if last and not room:
+            return
 
 
 def _extra(args: Any) -> dict[str, Any]:
