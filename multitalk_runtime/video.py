@@ -30,7 +30,7 @@ __all__ = ["FPS", "VideoWriter"]
 
 FPS = 25
 CRF = 18
-_WAITING = 64  # pieces of frames that may wait for the encoder while the model goes on
+_WAITING = 32  # pieces of frames that may wait for the encoder while the model goes on
 _CLOSE_S = 600.0
 
 
