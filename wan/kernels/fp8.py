@@ -1,4 +1,5 @@
-"""Activations in fp8 e4m3 with one scale a row, written by the pass that makes them. Lossy: quality `fast`.
+"""Activations in fp8 e4m3: linears' inputs with one scale a row, written by the pass that makes them (quality
+`fast`), and attention's q, k and v with one scale a head (`wan.flash3`). Lossy.
 
 A linear in fp8 needs its input as (data, scale) with data·scale ≈ x and scale = max|row| / 448. Made apart
 that costs a read and a write of every input; here LayerNorm with its modulation or affine, the residual
@@ -8,7 +9,8 @@ Budget on an H200 at L = 33,600 (performance.md: 26.8·L·C² of products in lin
 at the measured 1,349 TFLOP/s 0.70 s instead of 1.13 s in bf16; the hidden layer's GELU with its quantisation
 moves 1.4 GB a block (17 ms in 40), attention's outputs 0.5 GB each (20 ms for three in 40). With cuDNN's
 attention (1.81 s) that predicts 2.65 s a forward, 0.44 of "plain, flash"; 0.33 needs attention at
-830 TFLOP/s, which is what attention "fp8" (`wan.flash3`) is for.
+830 TFLOP/s, which is what attention "fp8" (`wan.flash3`) is for. Its q, k and v [1, L, 40, 128] are read
+twice and written once, 0.34 + 0.34 + 0.17 GB each: 0.21 ms at 4.1 TB/s, 25 ms in 40 blocks.
 
 Each launcher has its namesake in `wan.kernels.reference_lossy`.
 """
@@ -25,6 +27,8 @@ from .norm import add_row, load_row, norm_row
 
 Rows = tuple[Tensor, Tensor]
 """(data [..., C] float8_e4m3fn, scale [..., 1] fp32)."""
+_EXTREMES_TOKENS = 128  # of a program: 32 KiB of a head 128 wide, all in flight
+_QUANTIZE_TOKENS = 64
 
 
 @triton.jit
@@ -72,6 +76,47 @@ def norm_quantize_kernel(
     _store_row(normed, data, scale, row, lane, mask, C)
 
 
+@triton.jit
+def head_extremes_kernel(
+    x, out, tokens, heads, sample_stride, token_stride, head_stride,
+    D: tl.constexpr, BLOCK: tl.constexpr, TOKENS: tl.constexpr,
+):  # fmt: skip
+    """One program TOKENS tokens of one head, [TOKENS, D] → a channel's least, greatest and sum, [3, D]."""
+    head = tl.program_id(0).to(tl.int64)
+    block = tl.program_id(1).to(tl.int64)
+    sample = tl.program_id(2).to(tl.int64)
+    token = block * TOKENS + tl.arange(0, TOKENS)
+    lane = tl.arange(0, BLOCK)
+    inside = (token < tokens)[:, None]
+    mask = inside & (lane < D)[None, :]
+    base = x + sample * sample_stride + head * head_stride
+    value = tl.load(base + token[:, None] * token_stride + lane[None, :], mask=mask, other=0.0).to(tl.float32)
+    to = out + (((sample * tl.num_programs(1) + block) * 3) * heads + head) * D + lane
+    tl.store(to, tl.min(tl.where(inside, value, float("inf")), axis=0), mask=lane < D)
+    tl.store(to + heads * D, tl.max(tl.where(inside, value, float("-inf")), axis=0), mask=lane < D)
+    tl.store(to + 2 * heads * D, tl.sum(value, axis=0), mask=lane < D)
+
+
+@triton.jit
+def head_quantize_kernel(
+    x, centre, inverse, data, tokens, heads, sample_stride, token_stride, head_stride,
+    D: tl.constexpr, BLOCK: tl.constexpr, TOKENS: tl.constexpr,
+):  # fmt: skip
+    """One program TOKENS tokens of one head: data = (x - centre)·inverse, within ±448; a NaN stays one."""
+    head = tl.program_id(0).to(tl.int64)
+    sample = tl.program_id(2).to(tl.int64)
+    token = tl.program_id(1).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
+    lane = tl.arange(0, BLOCK)
+    mask = (token < tokens)[:, None] & (lane < D)[None, :]
+    base = x + sample * sample_stride + head * head_stride
+    value = tl.load(base + token[:, None] * token_stride + lane[None, :], mask=mask, other=0.0).to(tl.float32)
+    middle = tl.load(centre + (sample * heads + head) * D + lane, mask=lane < D, other=0.0)
+    value = (value - middle[None, :]) * tl.load(inverse + sample * heads + head)
+    value = tl.where(value > 448.0, 448.0, tl.where(value < -448.0, -448.0, value))
+    to = data + ((sample * tokens + token) * heads + head)[:, None] * D + lane[None, :]
+    tl.store(to, value.to(data.dtype.element_ty), mask=mask)
+
+
 def quantize_rows(x: Tensor) -> Rows:
     """x [B, L, C] row by row."""
     return _quantize(x, gelu=False)
@@ -105,11 +150,53 @@ def gate_residual_norm_quantize(
     return out, *rows
 
 
-def _empty_rows(x: Tensor) -> Rows:
+def head_extremes(x: Tensor) -> Tensor:
+    """Least, greatest and mean over the tokens of x [B, L, N, D] → [3, B, N, D] fp32, in one read of x."""
+    batch, tokens, heads, channels = x.shape
+    blocks = -(-tokens // _EXTREMES_TOKENS)
+    parts = torch.empty(batch, blocks, 3, heads, channels, dtype=torch.float32, device=x.device)
+    head_extremes_kernel[(heads, blocks, batch)](
+        x, parts, tokens, heads, *_head_strides(x),
+        D=channels, BLOCK=next_power_of_2(channels), TOKENS=_EXTREMES_TOKENS, num_warps=8,
+    )  # fmt: skip
+    low, high, total = parts.unbind(2)
+    return torch.stack((low.amin(1), high.amax(1), total.sum(1) / tokens))
+
+
+def quantize_heads(x: Tensor, centre: Tensor, inverse: Tensor) -> Tensor:
+    """(x - centre)·inverse within ±448, rounded once from fp32: x [B, L, N, D] with any strides but the last,
+    centre [B, N, D] and inverse [B, N] fp32 → [B, L, N, D] float8_e4m3fn, contiguous.
+    """
+    batch, tokens, heads, channels = x.shape
+    wanted = ("centre", centre, (batch, heads, channels)), ("inverse", inverse, (batch, heads))
+    for name, t, shape in wanted:
+        if t.shape != shape or t.dtype != torch.float32:
+            msg = f"quantize_heads: {name} must be fp32 {shape}, got {t.dtype} {tuple(t.shape)}"
+            raise ValueError(msg)
+    data = _empty_fp8(x)
+    head_quantize_kernel[(heads, -(-tokens // _QUANTIZE_TOKENS), batch)](
+        x, centre.contiguous(), inverse.contiguous(), data, tokens, heads, *_head_strides(x),
+        D=channels, BLOCK=next_power_of_2(channels), TOKENS=_QUANTIZE_TOKENS, num_warps=4,
+    )  # fmt: skip
+    return data.to(torch.float8_e4m3fn)
+
+
+def _head_strides(x: Tensor) -> tuple[int, int, int]:
+    if x.stride(3) != 1:
+        msg = f"heads: a head's channels must be side by side, got {tuple(x.shape)} with strides {x.stride()}"
+        raise ValueError(msg)
+    return x.stride(0), x.stride(1), x.stride(2)
+
+
+def _empty_fp8(x: Tensor) -> Tensor:
     # Triton's interpreter, which is all that a CPU has, loses the carry when a fraction rounds up to fp8's
     # next power of two; so there the kernel writes fp32, and torch rounds.
     dtype = torch.float8_e4m3fn if x.is_cuda else torch.float32
-    data = torch.empty(x.shape, dtype=dtype, device=x.device)
+    return torch.empty(x.shape, dtype=dtype, device=x.device)
+
+
+def _empty_rows(x: Tensor) -> Rows:
+    data = _empty_fp8(x)
     return data, torch.empty(*x.shape[:-1], 1, dtype=torch.float32, device=x.device)
 
 

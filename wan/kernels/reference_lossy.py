@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -37,3 +38,17 @@ def gate_residual_norm_quantize(
     out = reference.gate_residual(x, y, gate)
     norm = reference.layer_norm_modulate if modulate else reference.layer_norm
     return out, *quantize_rows(norm(wide_of(out), scale, shift, eps=eps))
+
+
+def head_extremes(x: Tensor) -> Tensor:
+    """Least, greatest and mean over the tokens of x [B, L, N, D] → [3, B, N, D]."""
+    wide = wide_of(x)
+    return torch.stack((wide.amin(1), wide.amax(1), wide.mean(1)))
+
+
+def quantize_heads(x: Tensor, centre: Tensor, inverse: Tensor) -> Tensor:
+    """(x - centre)·inverse within ±448 in e4m3: x [B, L, N, D], centre [B, N, D], inverse [B, N]."""
+    dtype = torch.float8_e4m3fn
+    top = torch.finfo(dtype).max
+    value = (wide_of(x) - centre[:, None]) * inverse[:, None, :, None]
+    return value.clamp(-top, top).to(dtype, memory_format=torch.contiguous_format)

@@ -252,6 +252,18 @@ def _example_fp8(kind: str, rows: int = 48, channels: int = 5120) -> Example:
     return example
 
 
+def _example_heads(rows: int = 48, heads: int = 40, width: int = 128, *, quantize: bool = True) -> Example:
+    """v as it lies in the joined product of q, k and v; some of it goes beyond 448."""
+
+    def example(device: torch.device | str, generator: torch.Generator) -> Call:
+        x = _rows(device, generator, 1, rows, 3, heads, width).bfloat16()[:, :, 2]
+        centre = 3 * _rows(device, generator, 1, heads, width)
+        inverse = 448 / (4 + _rows(device, generator, 1, heads).abs())
+        return ((x, centre, inverse) if quantize else (x,)), {}
+
+    return example
+
+
 _FP8_OUT = {"data": "*fp8e4nv", "scale": "*fp32"}
 _FP8_STRIDES = ("rows", "x_stride", "y_stride", "gate_stride", "a_stride", "b_stride")
 
@@ -259,6 +271,9 @@ _FP8_STRIDES = ("rows", "x_stride", "y_stride", "gate_stride", "a_stride", "b_st
 def _fp8_norm(vectors: str) -> dict[str, str]:
     pointers = {"x": "*bf16", "y": "*bf16", "gate": "*fp32", "a": vectors, "b": vectors, "out": "*bf16"}
     return {**pointers, **_FP8_OUT, **dict.fromkeys(_FP8_STRIDES, "i32"), "eps": "fp32"}
+
+
+_HEADS = dict.fromkeys(("tokens", "heads", "sample_stride", "token_stride", "head_stride"), "i32")
 
 
 FP8: tuple[KernelSpec, ...] = (
@@ -305,6 +320,27 @@ FP8: tuple[KernelSpec, ...] = (
         launch=fp8.gate_residual_norm_quantize,
         reference=reference_lossy.gate_residual_norm_quantize,
         example=_example_fp8("affine"),
+        floor=89,
+        lossy=True,
+    ),
+    KernelSpec(
+        name="head_extremes",
+        fn=fp8.head_extremes_kernel,
+        signature={"x": "*bf16", "out": "*fp32", **_HEADS},
+        constexprs={"D": 128, "BLOCK": 128, "TOKENS": 128},
+        launch=fp8.head_extremes,
+        reference=reference_lossy.head_extremes,
+        example=_example_heads(rows=200, quantize=False),
+        options={"num_warps": 8},
+    ),
+    KernelSpec(
+        name="quantize_heads",
+        fn=fp8.head_quantize_kernel,
+        signature={"x": "*bf16", "centre": "*fp32", "inverse": "*fp32", "data": "*fp8e4nv", **_HEADS},
+        constexprs={"D": 128, "BLOCK": 128, "TOKENS": 64},
+        launch=fp8.quantize_heads,
+        reference=reference_lossy.quantize_heads,
+        example=_example_heads(rows=100),
         floor=89,
         lossy=True,
     ),
