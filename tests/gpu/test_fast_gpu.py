@@ -57,3 +57,28 @@ def test_flash_attn_3_against_exact(name: str, gate: float, rows: int) -> None:
     got = backend(q, k, v)
     assert got.dtype == q.dtype
     assert 1e-4 < error(got, want) < gate
+
+
+@pytest.mark.parametrize("centre", [False, True])
+@pytest.mark.parametrize("rows", [1, 1337, 33_600])
+def test_heads_by_their_kernels(centre: bool, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    from wan import flash3
+    from wan.kernels import fp8, reference_lossy
+
+    needs((8, 9), "fp8 arithmetic")
+    generator = torch.Generator("cuda").manual_seed(rows)
+    joined = torch.randn(1, rows, 3 * 40 * 128, generator=generator, device="cuda").bfloat16()
+    for part in joined.chunk(3, dim=-1):
+        x = part.unflatten(-1, (40, 128))
+        assert flash3._kernels("cuda") is fp8
+        data, step = flash3.by_heads(x, centre=centre)
+        with monkeypatch.context() as patch:
+            patch.setattr(flash3, "_kernels", lambda _: reference_lossy)
+            same, other = flash3.by_heads(x, centre=centre)
+        assert data.is_contiguous() and data.dtype == same.dtype == torch.float8_e4m3fn
+        torch.testing.assert_close(step, other, rtol=1e-5, atol=1e-30)
+        # means differ in the order of their sums, and so may values next to the middle of two steps
+        assert (data.float() != same.float()).float().mean() <= (1e-3 if centre else 0.0)
+        back = data.float() * step[:, None, :, None]
+        want = same.float() * other[:, None, :, None]
+        assert (back - want).norm() <= 1e-3 * want.norm()  # one token less its mean is zero: so is both

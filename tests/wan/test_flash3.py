@@ -4,6 +4,7 @@ Hopper: tests/gpu/test_fast_gpu.py.
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from types import ModuleType, SimpleNamespace
 
@@ -132,8 +133,31 @@ def test_steps_keep_every_size_and_never_overflow(size: float) -> None:
     assert data.dtype == torch.float8_e4m3fn and step.shape == (2, 3)
     back = data.float() * step[:, None, :, None]
     assert torch.isfinite(back).all() and not back[:, :, 1].any()
-    if size >= 1e-3:
-        assert (back - x).double().norm() / x.double().norm() < 0.03
+    assert (back - x).double().norm() / x.double().norm() < 0.03
+    largest = data.float().abs().amax(dim=(1, 3))
+    assert torch.equal(largest, torch.tensor([448.0, 0.0, 448.0]).expand(2, 3))
+
+
+def test_keys_far_from_zero_lose_their_mean_alone() -> None:
+    x = torch.randn(1, 301, 2, 64, generator=torch.Generator().manual_seed(2)).bfloat16()
+    far = (x + 100 * torch.randn(1, 1, 2, 64, generator=torch.Generator().manual_seed(3))).bfloat16()
+    data, step = flash3.by_heads(far, centre=True)
+    want = far.double() - far.double().mean(1, keepdim=True)
+    back = data.double() * step[:, None, :, None].double()
+    assert (back - want).norm() / want.norm() < 0.03
+
+
+def test_what_rounds_is_loaded_when_first_used() -> None:
+    code = """
+import sys, torch
+from wan import flash3
+def loaded():
+    return [n for n in ("wan.quant", "wan.kernels.fp8", "wan.kernels.reference_lossy") if n in sys.modules]
+assert not loaded(), loaded()
+flash3.by_heads(torch.ones(1, 3, 2, 16).bfloat16())
+assert "wan.kernels.reference_lossy" in loaded() and "triton" not in sys.modules, loaded()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 def test_fp8_says_what_it_lacks(found, hopper, monkeypatch) -> None:
