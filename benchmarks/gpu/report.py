@@ -26,29 +26,40 @@ NAMES = ("forward", "candidates", "attention", "vae", "job", "load", "two_gpus")
 
 
 def read(folder: Path) -> dict[str, dict[str, Any] | None]:
-    """Every part's JSON, None for what is not there."""
-    files = {name: folder / f"{name}.json" for name in NAMES}
+    """Every part's JSON, None for what is not there; `notes` are what people have to say of them."""
+    files = {name: folder / f"{name}.json" for name in (*NAMES, "notes")}
     return {name: json.loads(p.read_text()) if p.exists() else None for name, p in files.items()}
 
 
 def render(found: dict[str, dict[str, Any] | None]) -> str:
     """The whole document; of the forward the candidates' run until there is one of its own."""
     m = found["forward"] = found["forward"] or found["candidates"]
+    notes = found["notes"] or {}
     if not m or not m.get("variants"):
         return f"# Performance\n\nThe forward is {parts.OPEN}.\n\n" + "\n".join(_rest(found))
-    sections = [forward.head(m, "candidates" if m is found["candidates"] else "forward"), parts.aims(found)]
-    sections += [forward.variants(m), forward.where(m), forward.step(m), candidates(found["candidates"])]
+    run = "candidates" if m is found["candidates"] else "forward"
+    sections = [forward.head(m, run), parts.aims(found)]
+    sections += [line for name in ("forward", "exact", "fast") for line in parts.note(notes, name)]
+    sections += [
+        forward.variants(m, parts.plain(found)),
+        forward.where(m),
+        forward.step(m),
+        candidates(found["candidates"]),
+    ]
     sections += [forward.predictions(found), parts.others(found), *_rest(found)]
     sections += [forward.small(m), forward.kernels(m), forward.ceilings(m)]
     return "\n".join(s for s in sections if s)
 
 
 def _rest(found: dict[str, dict[str, Any] | None]) -> list[str]:
+    notes = found["notes"] or {}
     return [
         parts.attention(found["attention"]),
         parts.vae(found["vae"]),
         parts.load(found["load"]),
+        *parts.note(notes, "load"),
         parts.job(found["job"]),
+        *parts.note(notes, "job"),
         parts.two(found["two_gpus"]),
     ]
 

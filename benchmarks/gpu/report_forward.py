@@ -11,7 +11,7 @@ from predictions import PREDICTED, REFERENCE
 GROUPS = (
     ("attention", ("sdpa", "flash", "Flash", "cross_kernel")),
     ("linears", ("nvjet", "gemm", "cutlass")),
-    ("our kernels", ("gate_residual", "rms_norm", "layer_norm_kernel", "quantize_kernel")),
+    ("our kernels", ("gate_residual", "rms_norm", "layer_norm_kernel", "quantize_kernel", "head_extremes")),
 )
 Sheet = dict[str, Any]
 
@@ -50,7 +50,8 @@ parts, in three calls: `docs/evidence/gpu/README.md`):
 """
 
 
-def variants(m: Sheet) -> str:
+def variants(m: Sheet, plain: float | None) -> str:
+    """The table of a run; ratios to `plain`, a time that may be of another run."""
     errors = {(r["variant"], r["people"]): r for r in m.get("correctness", []) if "error" in r}
     lines = [
         "## One forward",
@@ -67,7 +68,7 @@ def variants(m: Sheet) -> str:
         e = errors.get((row["variant"], row["people"]), {})
         counts = "" if e.get("ok", True) else " **refused**"
         rounds = " ".join(f"{ms:.0f}" for ms in row["ms"])
-        of_plain = "" if row.get("of_plain") is None else f"{row['of_plain']:.3f}"
+        of_plain = "" if plain is None else f"{row['median_ms'] / plain:.3f}"
         error = f"{e['error']:.5f} | {e['ratio']:.3f}{counts}" if e else " | "
         lines.append(
             f"| {row['variant']} | {row['what']} | **{row['median_ms']:.0f}** ({rounds}) | {of_plain} "
