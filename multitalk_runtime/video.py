@@ -140,7 +140,8 @@ class VideoWriter:
             elif self._process is not None:
                 self._finish()
         finally:
-            self._part.unlink(missing_ok=True)
+            if self._process is not None:  # another process of the group may be writing under that name
+                self._part.unlink(missing_ok=True)
             self._log.close()
 
     def _finish(self) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import subprocess
+import time
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -127,6 +128,16 @@ def test_frames_that_are_not_finite(tmp_path: Path) -> None:
 def test_nothing_written_is_no_file(tmp_path: Path) -> None:
     write(tmp_path / "v.mp4", None)
     assert not list(tmp_path.iterdir())
+
+
+def test_one_that_writes_nothing_leaves_anothers_file_alone(tmp_path: Path) -> None:
+    """In a group of processes all have a writer, and one writes."""
+    with VideoWriter(tmp_path / "v.mp4") as one:
+        one.write(clip(3))
+        with VideoWriter(tmp_path / "v.mp4"):
+            time.sleep(0.2)  # the encoder has its file by now
+        one.write(clip(2))
+    assert [p.name for p in tmp_path.iterdir()] == ["v.mp4"]
 
 
 def test_no_ffmpeg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
