@@ -37,7 +37,16 @@ PREDICTED = {
         "fast, fp8 linears, fp8 attention": ("self-attention at 950 TFLOP/s, 50 ms for rounding", 1830),
     },
 }
-# Of the other parts: (what, unit, value), likewise before the first run.
+# The forward's variants as the candidates' run names them, where the names differ. There flash-attn 3 did
+# self-attention alone.
+TWINS = {
+    "fused": "fused, flash-attn 3",
+    "fused, cuDNN": "fused",
+    "fused, absorbed, cross kernel": "fused, absorbed, cross kernel, flash-attn 3",
+}
+# ms a forward for q, k and v to fp8 by `head_extremes` and `quantize_heads` instead of PyTorch's operations.
+ROUNDING_MS = 30
+# Of the other parts: (what, value), likewise before the first run.
 OTHERS = {
     "hybrid": ("step on 2 GPUs, whole passes first: × one GPU", 1.96),
     "Ulysses": ("step on 2 GPUs, every pass by both: × one GPU", 1.93),

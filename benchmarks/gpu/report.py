@@ -10,58 +10,45 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))
+ROOT = HERE.parents[1]
+sys.path[:0] = [str(HERE), str(ROOT)]
 
+import report_aims as aims  # noqa: E402
 import report_forward as forward  # noqa: E402
 import report_parts as parts  # noqa: E402
+from report_base import OPEN, Found, read_notes  # noqa: E402
 from report_candidates import candidates  # noqa: E402
 
-ROOT = HERE.parents[1]
 EVIDENCE = ROOT / "docs/evidence/gpu"
 DOC = ROOT / "docs/performance.md"
 NAMES = ("forward", "candidates", "attention", "vae", "job", "load", "two_gpus")
 
 
-def read(folder: Path) -> dict[str, dict[str, Any] | None]:
-    """Every part's JSON, None for what is not there; `notes` are what people have to say of them."""
-    files = {name: folder / f"{name}.json" for name in (*NAMES, "notes")}
+def read(folder: Path) -> Found:
+    """Every part's JSON, None for what is not there."""
+    files = {name: folder / f"{name}.json" for name in NAMES}
     return {name: json.loads(p.read_text()) if p.exists() else None for name, p in files.items()}
 
 
-def render(found: dict[str, dict[str, Any] | None]) -> str:
+def render(found: Found, notes: dict[str, str]) -> str:
     """The whole document; of the forward the candidates' run until there is one of its own."""
-    m = found["forward"] = found["forward"] or found["candidates"]
-    notes = found["notes"] or {}
-    if not m or not m.get("variants"):
-        return f"# Performance\n\nThe forward is {parts.OPEN}.\n\n" + "\n".join(_rest(found))
-    run = "candidates" if m is found["candidates"] else "forward"
-    sections = [forward.head(m, run), parts.aims(found)]
-    sections += [line for name in ("forward", "exact", "fast") for line in parts.note(notes, name)]
-    sections += [
-        forward.variants(m, parts.plain(found)),
-        forward.where(m),
-        forward.step(m),
-        candidates(found["candidates"]),
-    ]
-    sections += [forward.predictions(found), parts.others(found), *_rest(found)]
-    sections += [forward.small(m), forward.kernels(m), forward.ceilings(m)]
-    return "\n".join(s for s in sections if s)
-
-
-def _rest(found: dict[str, dict[str, Any] | None]) -> list[str]:
-    notes = found["notes"] or {}
-    return [
+    run = "forward" if found["forward"] else "candidates"
+    m = found["forward"] = found[run]
+    rest = [
         parts.attention(found["attention"]),
-        parts.vae(found["vae"]),
-        parts.load(found["load"]),
-        *parts.note(notes, "load"),
-        parts.job(found["job"]),
-        *parts.note(notes, "job"),
+        parts.vae(found["vae"], notes.get("vae", "")),
+        parts.load(found["load"], notes.get("load", "")),
+        parts.job(found["job"], notes.get("job", "")),
         parts.two(found["two_gpus"]),
     ]
+    if not m or not m.get("variants"):
+        return f"# Performance\n\nThe forward is {OPEN}.\n\n" + "\n".join(rest)
+    sections = [forward.head(m, run), aims.aims(found), forward.variants(found, notes)]
+    sections += [forward.where(m), forward.step(m), aims.predictions(found), candidates(found["candidates"])]
+    sections += [*rest, forward.small(m), forward.kernels(m), forward.ceilings(m)]
+    return "\n".join(s for s in sections if s)
 
 
 def main() -> int:
@@ -72,7 +59,7 @@ def main() -> int:
     parser.add_argument("--evidence", type=Path, default=EVIDENCE, help="folder of the JSON files")
     parser.add_argument("--out", type=Path, default=DOC, help="the document")
     args = parser.parse_args()
-    text = render(read(args.evidence))
+    text = render(read(args.evidence), read_notes(args.evidence))
     if not args.check:
         args.out.write_text(text)
         return 0

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from report_forward import Sheet, attention_rate, grouped, median, ratio
+from predictions import PREDICTED
+from report_base import PLAIN, TUNED, Sheet, ratio, shown
+from report_forward import attention_rate, grouped, profile
 
 FLASH_3 = "fused, flash-attn 3"
 INT8 = ("fast, fp8 linears, int8 attention", "fast, fp8 linears, int8 and fp8 attention")
@@ -20,8 +22,8 @@ def candidates(m: Sheet | None) -> str:
         'what won became the default, so "fused" here is with cuDNN, and names are those of that run. int8 attention, our own',
         "Triton kernels then, is no longer part of the project.",
         "",
-        "| variant | attention | ms | of plain, flash | of tuned, cuDNN | error ratio | SM MHz | W |",
-        "|---|---|---:|---:|---:|---:|---:|---:|",
+        "| variant | attention | ms | predicted | of plain, flash | of tuned, cuDNN | error ratio | SM MHz | W |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|",
         *(_row(m, row) for row in m["variants"]),
         "",
     ]
@@ -36,17 +38,17 @@ def _row(m: Sheet, row: Sheet) -> str:
     known = {(r["variant"], r["people"]): r for r in m["correctness"] if "error" in r}
     found = known.get((name, row["people"]))
     error = "" if found is None else f"{found['ratio']:.3f}"
-    of = (ratio(m, name, base) for base in ("plain, flash", "tuned, cuDNN"))
-    shares = " | ".join("" if share is None else f"{share:.3f}" for share in of)
+    shares = " | ".join(shown(ratio(m, name, base)) for base in (PLAIN, TUNED))
+    predicted = PREDICTED["candidates"].get(name, ("", ""))[1]
     return (
-        f"| {name} | {row['kernel']} | {row['median_ms']:.0f} | {shares} | {error} "
+        f"| {name} | {row['kernel']} | {row['median_ms']:.0f} | {predicted} | {shares} | {error} "
         f"| {last.get('sm_mhz', '')} | {last.get('watts', '')} |"
     )
 
 
 def _learned(m: Sheet) -> list[str]:
     """A sentence or two for each question, each only where its rows are there."""
-    return [_power(m), _flash_3(m), _int8(m), _compiled(m), _cross(m), _graph(m), _silence(m)]
+    return [_power(m), _flash_3(m), _int8(m), _compiled(m), _cross(m), _graph(m)]
 
 
 def _rows(m: Sheet, *names: str) -> list[Sheet]:
@@ -57,24 +59,20 @@ def _rows(m: Sheet, *names: str) -> list[Sheet]:
 
 def _power(m: Sheet) -> str:
     last = [row["rounds"][-1] for row in m["variants"]]
-    free = (m.get("ceilings") or {}).get("copy", {}).get("sm_mhz")
-    if not free or not all("sm_mhz" in r for r in last):
+    if not all("sm_mhz" in r for r in last):
         return ""
     capped = sum(r["held_by"].get("power cap", 0) >= 0.99 for r in last)
     clocks = sorted(r["sm_mhz"] for r in last)
-    return (
-        f"Power: the cap held the clock all the time in {capped} of {len(last)} rows, at {clocks[0]} to {clocks[-1]} MHz; a copy, which "
-        f"draws less, runs at {free}. A row that draws the cap's watts gets faster by fewer joules alone."
-    )
+    return f"Power: the cap held the clock all the time in {capped} of {len(last)} rows, at {clocks[0]} to {clocks[-1]} MHz. A row that draws the cap's watts gets faster by fewer joules alone."
 
 
 def _flash_3(m: Sheet) -> str:
     rows = _rows(m, "fused", FLASH_3)
-    profile = next((b for b in m.get("breakdown", []) if b["variant"] == "fused"), None)
-    if not rows or profile is None:
+    kernels = profile(m, "fused")
+    if not rows or not kernels:
         return ""
     before, after = (row["median_ms"] for row in rows)
-    attention, rate = grouped(profile["kernels"])["attention"], attention_rate(m, profile["kernels"]) / 1e12
+    attention, rate = grouped(kernels)["attention"], attention_rate(m, kernels) / 1e12
     left = attention - (before - after)
     joules = [row["median_ms"] / 1e3 * row["rounds"][-1]["watts"] for row in rows]
     clocks = [row["rounds"][-1]["sm_mhz"] for row in rows]
@@ -132,15 +130,4 @@ def _graph(m: Sheet) -> str:
         f"Gaps between launches are at most {max(0, *gaps):.0f} ms a forward: a CUDA graph has nothing to win at this size."
         if gaps
         else ""
-    )
-
-
-def _silence(m: Sheet) -> str:
-    found, fused, absorbed = m.get("step") or {}, median(m, "fused"), median(m, "fused, absorbed")
-    if "fused, silence absorbed" not in found or fused is None or absorbed is None:
-        return ""
-    one, whole = (found[n]["step_ms"] for n in ("fused, silence absorbed", "fused, absorbed"))
-    return (
-        f"Absorbed audio saves {fused - absorbed:.0f} ms a forward. A three-pass step takes {found['fused']['step_ms']:.0f} ms without it, {one:.0f} with silence alone "
-        f"absorbed ({found['fused, silence absorbed']['forwards']:.3f} forwards), {whole:.0f} with all of it."
     )

@@ -4,30 +4,32 @@
 from __future__ import annotations
 
 import shlex
-from typing import Any
 
 from predictions import PREDICTED, REFERENCE
+from report_base import (
+    ACROSS,
+    NEAR,
+    ONE_PROCESS,
+    OPEN,
+    PLAIN,
+    TUNED,
+    Found,
+    Sheet,
+    median,
+    of_plain,
+    plain_counts,
+    plain_off,
+    ratio,
+    row_of,
+    shown,
+)
 
 GROUPS = (
     ("attention", ("sdpa", "flash", "Flash", "cross_kernel")),
     ("linears", ("nvjet", "gemm", "cutlass")),
     ("our kernels", ("gate_residual", "rms_norm", "layer_norm_kernel", "quantize_kernel", "head_extremes")),
 )
-Sheet = dict[str, Any]
-
-
-def median(m: Sheet, name: str) -> float | None:
-    return next((row["median_ms"] for row in m.get("variants", []) if row["variant"] == name), None)
-
-
-def ratio(m: Sheet, name: str, to: str) -> float | None:
-    """Of two medians; None where one is missing or was refused."""
-    a, b = (None if refused(m, n) else median(m, n) for n in (name, to))
-    return None if a is None or b is None else a / b
-
-
-def refused(m: Sheet, name: str) -> bool:
-    return any(r["variant"] == name and not r.get("ok", True) for r in m.get("correctness", []))
+REST = "everything else"
 
 
 def head(m: Sheet, name: str) -> str:
@@ -50,41 +52,76 @@ parts, in three calls: `docs/evidence/gpu/README.md`):
 """
 
 
-def variants(m: Sheet, plain: float | None) -> str:
-    """The table of a run; ratios to `plain`, a time that may be of another run."""
+def variants(found: Found, notes: dict[str, str]) -> str:
+    """The forward's table, each variant beside its prediction."""
+    m = found["forward"] or {}
     errors = {(r["variant"], r["people"]): r for r in m.get("correctness", []) if "error" in r}
+    predicted = PREDICTED["candidates" if m is found["candidates"] else "forward"]
     lines = [
         "## One forward",
         "",
         "Error: ‖out − fp32‖ / ‖fp32‖ of two blocks at the full token count, fp32 without TF32; ratio: to the error of",
         'the reference\'s order of rounding ("tuned, flash"), with the same number of speakers. A variant counts up to 1.10;',
         "the fast tier is lossy and only reported. With two speakers the error is that of tokens whose speaker flips",
-        "between fp32 and bf16, in any variant.",
+        "between fp32 and bf16, in any variant. Host: ms it takes to launch the forward.",
         "",
-        "| variant | what | ms (all rounds) | of plain | TFLOP/s | peak GiB | error | ratio |",
-        "|---|---|---:|---:|---:|---:|---:|---:|",
+        "| variant | what | ms (all rounds) | predicted | of plain | of tuned, cuDNN | GiB | error | ratio | SM MHz | W | host |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
+    marks = {ONE_PROCESS: "¹", ACROSS: "²"}
     for row in m["variants"]:
-        e = errors.get((row["variant"], row["people"]), {})
+        name, last = row["variant"], row["rounds"][-1]
+        e = errors.get((name, row["people"]), {})
         counts = "" if e.get("ok", True) else " **refused**"
         rounds = " ".join(f"{ms:.0f}" for ms in row["ms"])
-        of_plain = "" if plain is None else f"{row['median_ms'] / plain:.3f}"
+        share, how = of_plain(found, name)
+        of_tuned = ratio(m, name, TUNED) if name != PLAIN or plain_counts(m) else None
         error = f"{e['error']:.5f} | {e['ratio']:.3f}{counts}" if e else " | "
         lines.append(
-            f"| {row['variant']} | {row['what']} | **{row['median_ms']:.0f}** ({rounds}) | {of_plain} "
-            f"| {row['model_tflops']:.0f} | {row['peak_gib'] or 0:.1f} | {error} |"
+            f"| {name} | {row['what']} | **{row['median_ms']:.0f}** ({rounds}) | {predicted.get(name, ('', ''))[1]} "
+            f"| {shown(share)}{marks.get(how, '')} | {shown(of_tuned)} | {row['peak_gib'] or 0:.1f} | {error} "
+            f"| {last.get('sm_mhz', '')} | {last.get('watts', '')} | {last['launch_ms']:.0f} |"
         )
-    lines += [*_notes(m), *_clocks(m), *_reference(m)]
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, *_plain(found, notes), *_remarks(m), *_reference(m), ""])
 
 
-def _notes(m: Sheet) -> list[str]:
-    out = [""]
+def _plain(found: Found, notes: dict[str, str]) -> list[str]:
+    """What the marks mean, and why there are any."""
+    m, other = found["forward"] or {}, found["candidates"] or {}
+    base, there = median(other, PLAIN), row_of(other, PLAIN)
+    if plain_off(m) is None or plain_counts(m):
+        return []
+    lines = [
+        "",
+        f'"plain, flash" is more than {100 * NEAR:.0f} % off the reference\'s own figure (see below), so that no ratio is taken to it. '
+        + notes.get("forward", "Why is not known."),
+    ]
+    if base is None or there is None or not plain_counts(other):
+        return lines
+    lines += [
+        f"In `candidates.json`, whose run had its host to itself, the row is {base:.0f} ms ({100 * (plain_off(other) or 0):+.1f} %, "
+        f"launched in {there['rounds'][-1]['launch_ms']:.0f}).",
+        f"¹ The ratio within that run, of the same variant; there flash-attn 3 did self-attention alone. ² Across two runs: this run's time over those {base:.0f} ms.",
+    ]
+    return lines
+
+
+def _remarks(m: Sheet) -> list[str]:
+    """Of the rows: clocks, what compiling took, how far lossy ones are from the exact one, who is absent."""
+    out = []
+    last = [row["rounds"][-1] for row in m["variants"]]
+    if all("sm_mhz" in r for r in last):
+        capped = sum(r["held_by"].get("power cap", 0) >= 0.99 for r in last)
+        clocks = sorted(r["sm_mhz"] for r in last)
+        free = (m.get("ceilings") or {}).get("copy", {}).get("sm_mhz", "")
+        out.append(
+            f"The power cap held the clock all the time in {capped} of {len(last)} rows, at {clocks[0]} to {clocks[-1]} MHz; a copy runs at {free}."
+        )
+    lossy = [row for row in m["variants"] if "error_to_exact" in row]
+    if lossy:
+        far = ", ".join(f"{row['error_to_exact']:.3f} ({row['variant']})" for row in lossy)
+        out.append(f"The whole forward's distance to the exact one's: {far}.")
     for row in m["variants"]:
-        if "error_to_exact" in row:
-            out.append(
-                f"{row['variant']}: the whole forward is {row['error_to_exact']:.4f} (relative) from the exact one's."
-            )
         if "compile_s" in row:
             cold = next(
                 (r.get("compile_s") for r in m["correctness"] if r["variant"] == row["variant"]), None
@@ -95,42 +132,20 @@ def _notes(m: Sheet) -> list[str]:
             )
     absent = [r for r in m.get("correctness", []) if "absent" in r]
     out += [f"{r['variant']}: did not run ({r['absent']})." for r in absent]
-    return out if len(out) > 1 else []
-
-
-def _clocks(m: Sheet) -> list[str]:
-    """What the card did during the rounds, where NVML was read."""
-    rows = [r for r in m["variants"] if r.get("rounds") and "sm_mhz" in r["rounds"][-1]]
-    if not rows:
-        return []
-    lines = ["", "During the rounds (median of each row's last one):", ""]
-    lines += ["| variant | SM MHz | W | clock held by | host's launching, ms |", "|---|---:|---:|---|---:|"]
-    for row in rows:
-        last = row["rounds"][-1]
-        held = (
-            ", ".join(f"{name} {100 * share:.0f} %" for name, share in last["held_by"].items()) or "nothing"
-        )
-        lines.append(
-            f"| {row['variant']} | {last['sm_mhz']} | {last['watts']} | {held} | {last['launch_ms']:.0f} |"
-        )
-    return lines
+    return ["", *out] if out else []
 
 
 def _reference(m: Sheet) -> list[str]:
     rows = [(n, ms, median(m, n)) for n, ms in REFERENCE.items()]
+    off = ", ".join(f"{n} {100 * (got / ms - 1):+.1f} % ({ms} ms)" for n, ms, got in rows if got)
     lines = [
         "",
         "The plain and tuned rows are this model made to do what the reference does (`benchmarks/gpu/plain.py`). Against the",
-        "reference itself, measured earlier on other cards of the kind:",
-        "",
-        "| row | reference ms | here | difference |",
-        "|---|---:|---:|---:|",
-        *(f"| {n} | {ms} | {got:.0f} | {100 * (got / ms - 1):+.1f} % |" for n, ms, got in rows if got),
+        f"reference itself, measured earlier on other cards of the kind: {off}.",
     ]
     parts = m.get("plain_parts")
     if parts:
         lines += [
-            "",
             f"Plain over tuned, by part: a rotation with its table from the CPU {parts['rotation_cpu_table_ms']} ms against "
             f"{parts['rotation_gpu_table_ms']} ms,",
             f"80 times; a reference map with its flushes {parts['map_with_flushes_ms']} ms, 40 times.",
@@ -142,7 +157,7 @@ def step(m: Sheet) -> str:
     lines = ["## A step of three passes", ""]
     found = m.get("step")
     if not found:
-        return "\n".join([*lines, "Not measured yet.", ""])
+        return "\n".join([*lines, f"{OPEN.capitalize()}.", ""])
     lines += [
         "| variant | step ms | one pass ms | passes | same as single passes |",
         "|---|---:|---:|---:|---|",
@@ -163,11 +178,16 @@ def step(m: Sheet) -> str:
 
 
 def grouped(rows: list[Sheet]) -> dict[str, float]:
-    out = {name: 0.0 for name, _ in GROUPS} | {"everything else": 0.0}
+    out = {name: 0.0 for name, _ in GROUPS} | {REST: 0.0}
     for row in rows:
-        group = next((n for n, marks in GROUPS if any(k in row["kernel"] for k in marks)), "everything else")
+        group = next((n for n, marks in GROUPS if any(k in row["kernel"] for k in marks)), REST)
         out[group] += row["ms"]
     return out
+
+
+def profile(m: Sheet, variant: str) -> list[Sheet]:
+    """The kernels of a profiled forward; none if it was not profiled."""
+    return next((b["kernels"] for b in m.get("breakdown") or [] if b["variant"] == variant), [])
 
 
 def attention_rate(m: Sheet, rows: list[Sheet]) -> float:
@@ -177,63 +197,44 @@ def attention_rate(m: Sheet, rows: list[Sheet]) -> float:
     return work / grouped(rows)["attention"] * 1e3
 
 
+def linear_rate(m: Sheet, rows: list[Sheet]) -> float:
+    """FLOP/s of the blocks' linears in a profiled forward without absorbed audio: q, k, v, o; q, o of text and of
+    audio attention; the FFN.
+    """
+    config = m["size"]["config"]
+    width = 8 * config["dim"] ** 2 + 2 * config["dim"] * config["ffn_dim"]
+    return 2 * m["size"]["tokens"] * config["num_layers"] * width / grouped(rows)["linears"] * 1e3
+
+
+def rounding_ms(m: Sheet, rows: list[Sheet]) -> float:
+    """ms that PyTorch's own operations take to round q, k and v of every block to fp8."""
+    thrice = 3 * m["size"]["config"]["num_layers"]
+    rest = [row for row in rows if not any(k in row["kernel"] for _, marks in GROUPS for k in marks)]
+    return float(sum(row["ms"] for row in rest if row["calls"] == thrice or "ReduceOp" in row["kernel"]))
+
+
 def where(m: Sheet) -> str:
-    lines = ["## Where a forward's time goes", "", "By the profiler, kernels from 1 ms up.", ""]
-    for entry in m.get("breakdown") or []:
-        lines += _profile(m, entry)
-    return "\n".join(lines)
-
-
-def _profile(m: Sheet, entry: Sheet) -> list[str]:
-    rows, whole, busy = entry["kernels"], entry["unprofiled"]["ms"], entry["busy_ms"]
-    groups = grouped(rows)
-    total = sum(groups.values())
-    lines = [f"### {entry['variant']}", "", "| | ms | share |", "|---|---:|---:|"]
-    lines += [f"| {group} | {ms:.0f} | {100 * ms / total:.1f} % |" for group, ms in groups.items()]
-    floor, tuned = groups["attention"] + groups["linears"], median(m, "tuned, cuDNN")
-    lines += [
-        "",
-        f"One forward takes {whole:.0f} ms without the profiler; all kernels are {busy:.0f} of them, so gaps between launches are",
-        f"{max(0, whole - busy):.0f} ms. Attention runs at {attention_rate(m, rows) / 1e12:.0f} TFLOP/s in it."
-        + (
-            f" Attention and linears take {floor:.0f} ms, {floor / tuned:.2f} of the tuned row."
-            if tuned
-            else ""
-        ),
-        "",
-        "| kernel | calls | ms |",
-        "|---|---:|---:|",
-    ]
-    lines += [f"| `{r['kernel'][:70]}` | {r['calls']} | {r['ms']:.1f} |" for r in rows[:14]]
-    return [*lines, ""]
-
-
-def predictions(found: dict[str, Sheet | None]) -> str:
-    """Prediction and result of the candidates' run, where "fused" was with cuDNN, and of the last one."""
-    lines = ["## Prediction and result", ""]
-    titles = {"candidates": "The candidates' run, in which", "forward": "The last run, in which"}
-    means = {"candidates": '"fused" was with cuDNN:', "forward": '"fused" is with flash-attn 3:'}
-    for run, predicted in PREDICTED.items():
-        m = found[run] or {}
-        if run == "forward" and m is found["candidates"]:
-            m = {}
-        lines += [
-            f"{titles[run]} {means[run]}",
-            "",
-            "| | predicted ms | measured | |",
-            "|---|---:|---:|---:|",
-        ]
-        for name, (what, ms) in predicted.items():
-            got = median(m, name)
-            result = "not measured yet | " if got is None else f"{got:.0f} | {100 * (got / ms - 1):+.0f} %"
-            lines.append(f"| {name}: {what} | {ms} | {result} |")
-        lines.append("")
-    return "\n".join(lines)
+    """What each kind of work takes of the profiled forwards."""
+    found = m.get("breakdown") or []
+    if not found:
+        return ""
+    names = [name for name, _ in GROUPS] + [REST]
+    lines = ["## Where a forward's time goes", "", "ms, by the profiler, kernels from 1 ms up (the JSON has each):", ""]  # fmt: skip
+    lines += [f"| variant | {' | '.join(names)} | gaps between launches | attention's TFLOP/s |"]
+    lines += ["|---" + "|---:" * (len(names) + 2) + "|"]
+    for entry in found:
+        spent = grouped(entry["kernels"])
+        gaps = max(0, entry["unprofiled"]["ms"] - entry["busy_ms"])
+        lines.append(
+            f"| {entry['variant']} | {' | '.join(f'{spent[n]:.0f}' for n in names)} | {gaps:.0f} "
+            f"| {attention_rate(m, entry['kernels']) / 1e12:.0f} |"
+        )
+    return "\n".join([*lines, ""])
 
 
 def kernels(m: Sheet) -> str:
     if not m.get("kernels"):
-        return "## Kernels\n\nNot measured yet.\n"
+        return f"## Kernels\n\n{OPEN.capitalize()}.\n"
     copy = copy_rate(m)
     lines = [
         "## Kernels",
@@ -261,11 +262,17 @@ def copy_rate(m: Sheet) -> float | None:
     return (m.get("ceilings") or {}).get("copy", {}).get("tb_s")
 
 
+def kept_up(m: Sheet) -> list[tuple[float, float]]:
+    """(kept up, first) TFLOP/s of the linears' shapes, the slowest first."""
+    rows = (m.get("ceilings") or {}).values()
+    return sorted((r["tflops"], r["first_tflops"]) for r in rows if "tflops" in r)
+
+
 def ceilings(m: Sheet) -> str:
     found = m.get("ceilings") or {}
     lines = ["## Ceilings of this card", ""]
     if not found:
-        return "\n".join([*lines, "Not measured yet.", ""])
+        return "\n".join([*lines, f"{OPEN.capitalize()}.", ""])
     lines += ["Kept up: after 1.5 s of the same; first: as a short benchmark has it.", ""]
     lines += ["| | kept up | first | SM MHz | W |", "|---|---:|---:|---:|---:|"]
     for name, r in found.items():
@@ -278,9 +285,9 @@ def small(m: Sheet) -> str:
     rows = m.get("small")
     lines = ["## Small shapes", ""]
     if not rows:
-        return "\n".join(
-            [*lines, "Smoke-size forwards, plain, fused and as one CUDA graph: not measured yet.", ""]
-        )
-    lines += [f"{rows[0]['layers']} blocks, {rows[0]['tokens']} tokens: launches are the time.", ""]
-    lines += ["| variant | ms |", "|---|---:|", *(f"| {r['variant']} | {r['ms']} |" for r in rows)]
-    return "\n".join([*lines, ""])
+        return "\n".join([*lines, f"Smoke-size forwards, plain, fused and as one CUDA graph: {OPEN}.", ""])
+    times = ", ".join(f"{r['variant']} {r['ms']:.2f}" for r in rows)
+    text = (
+        f"{rows[0]['layers']} blocks, {rows[0]['tokens']} tokens, where launches are the time; ms: {times}."
+    )
+    return "\n".join([*lines, text, ""])

@@ -89,6 +89,39 @@ def test_performance_page_is_what_was_measured() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_no_ratio_to_a_plain_row_that_is_off() -> None:
+    """Then the candidates' run gives it, for the same variant and attention; or at least the plain row."""
+    code = f"""
+import sys; sys.path.insert(0, {str(BENCH)!r})
+from report_base import ACROSS, ONE_PROCESS, of_plain
+def run(**ms):
+    names = {{"plain": ("plain, flash", "flash"), "old": ("fused", "cudnn"),
+             "fused": ("fused", "flash_attn_3"),
+             "twin": ("fused, flash-attn 3", "flash-attn 3"), "all": ("fused, absorbed", "flash_attn_3")}}
+    rows = [dict(variant=names[n][0], kernel=names[n][1], people=1, median_ms=m) for n, m in ms.items()]
+    return dict(variants=rows)
+near, off = run(plain=6000, fused=3000, all=2700), run(plain=6600, fused=3000, all=2700)
+other = run(plain=5900, old=3245, twin=2950)
+assert of_plain(dict(forward=near, candidates=other), "fused") == (0.5, "")
+assert of_plain(dict(forward=off, candidates=other), "fused") == (0.5, ONE_PROCESS)
+assert of_plain(dict(forward=off, candidates=other), "fused, absorbed") == (2700 / 5900, ACROSS)
+assert of_plain(dict(forward=off, candidates=other), "plain, flash")[0] is None
+assert of_plain(dict(forward=off, candidates=run(plain=6600, twin=2950)), "fused")[0] is None
+assert of_plain(dict(forward=off, candidates=None), "fused")[0] is None
+"""
+    done = run("-c", code)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_note_speaks_of_one_measurement(tmp_path: Path) -> None:
+    """With another one in its place the report refuses to print the note."""
+    (tmp_path / "load.json").write_text("{}")
+    (tmp_path / "notes.json").write_text(json.dumps({"load": {"sha256": "0" * 64, "text": "slow"}}))
+    done = run(str(BENCH / "report.py"), "--evidence", str(tmp_path), "--out", str(tmp_path / "page.md"))
+    assert done.returncode == 1
+    assert "another load.json" in done.stderr
+
+
 def test_a_sheet_survives_failures_and_lack_of_time(tmp_path: Path) -> None:
     """A step that fails or for which no time is left is noted; what was measured before is on disk."""
     code = f"""
