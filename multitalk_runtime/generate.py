@@ -241,7 +241,7 @@ def machine(flags: argparse.Namespace) -> Machine:
 
     name, loras = flags.device or ("cuda" if torch.cuda.is_available() else "cpu"), len(flags.lora_dir or ())
     if name != "cpu" and not torch.cuda.is_available():  # planned for a GPU that is elsewhere
-        return Machine(device=name, fp8=None, loras=loras)
+        return Machine(device=name, fp8=None, fp8_attention=None, loras=loras)
     with as_faults():
         return Machine.here(name, loras=loras)
 

@@ -212,7 +212,8 @@ class Generator:
                     "forbidden.option", msg, field="quality", hint=f"what works here: {', '.join(works)}"
                 )
             resident = self.pipeline.offloader is None
-            return settle(setting, Machine.here(self.device, loras=self.loras, resident=resident))
+            here = Machine.here(self.device, loras=self.loras, resident=resident)
+            return settle(setting, here, latent_frames=1 + (request.frame_num - 1) // 4)
 
     def embed(self, samples: np.ndarray) -> Tensor:
         """A track [n] at 16 kHz → what the model hears: [frames, 12, 768] fp32, 25 frames a second."""

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 __all__ = ["metadata", "versions"]
 
+ATTENTION = ("xformers", "fa3-fwd", "flash-attn")  # what attention "auto" may take, besides torch
+
 
 def versions() -> dict[str, str | None]:
     """Of everything whose change may change frames; None for what is not there."""
@@ -23,6 +25,7 @@ def versions() -> dict[str, str | None]:
         "cuda": torch.version.cuda,
         "cudnn": None if cudnn is None else str(cudnn),
         "triton": _version("triton"),
+        **{name: _version(name) for name in ATTENTION},
         "wan": runtime,
         "runtime": runtime,
     }

@@ -126,6 +126,9 @@ class AttentionBackend:
 
         Raises AttentionBackendError when the backend was asked for by name and can't do this call.
         """
+        if causal and self.name == "auto":  # flash-attn 3 aligns the mask of unequal lengths otherwise
+            aligned = AttentionBackend(name="sdpa")
+            return aligned(q, k, v, q_lens=q_lens, k_lens=k_lens, scale=scale, causal=True, window=window)
         kernel = self._kernel(q, v.shape[-1], window)
         if q_lens is None and k_lens is None:
             return kernel(q, k, v, scale=scale, causal=causal)
@@ -161,9 +164,9 @@ class AttentionBackend:
 
 
 def flash3_takes(q: Tensor) -> bool:
-    """Whether flash-attn 3 can compute queries like `q` [B, L, N, D] on their device."""
+    """Whether flash-attn 3 from any source can compute queries like `q` [B, L, N, D] on their device."""
     on_hopper = q.device.type == "cuda" and _capability(q.device) == (9, 0)
-    return on_hopper and q.dtype == torch.bfloat16 and q.shape[-1] <= 256 and q.shape[-1] % 8 == 0
+    return on_hopper and q.dtype == torch.bfloat16 and q.shape[-1] in (64, 128, 256)
 
 
 def _sdpa(
@@ -231,7 +234,8 @@ def _package_kernel(name: str) -> Kernel:
 
 def _flash_attn_kernel() -> Kernel:
     found = flash3.find()[0]
-    func = found.call if found and found.descales else _import("flash_attn", "flash_attn").flash_attn_func
+    if found is None or not found.descales:
+        _import("flash_attn", "flash_attn")  # else asked for when flash-attn 3 can't do a call
 
     def flash_attn(
         q: Tensor,
@@ -245,6 +249,10 @@ def _flash_attn_kernel() -> Kernel:
         if q.dtype not in _HALF:
             msg = f"attention backend 'flash_attn' needs fp16 or bf16, got {q.dtype}; use 'sdpa'"
             raise AttentionBackendError(msg)
+        # On another GPU flash-attn 3 would end the process, and not every build of it has windows.
+        if found and found.descales and flash3_takes(q) and tuple(window) == (-1, -1):
+            return found(q, k, v, scale=scale, causal=causal)
+        func = _import("flash_attn", "flash_attn").flash_attn_func
         out = func(q, k, v, softmax_scale=scale, causal=causal, window_size=tuple(window))
         return out[0] if isinstance(out, tuple) else out  # version 3 also returns the log-sum-exp
 

@@ -4,9 +4,9 @@
 |---|---|
 | `flash_attn_interface` | flash-attn 3 itself, built from its sources |
 | `fa3_fwd_interface` | fa3-fwd: its forward alone, for bf16 and fp8; 0.0.2 for CUDA 12, 0.0.3 for CUDA 13 |
-| `xformers.ops.fmha.flash3` | xFormers 0.0.28 to 0.0.34 carry a copy |
+| `xformers.ops.fmha.flash3` | xFormers 0.0.29.post3 to 0.0.34 carry a copy |
 
-Layout: q [B, Lq, N, D], k, v [B, Lk, N, D], bf16, D ≤ 256 → [B, Lq, N, D].
+Layout: q [B, Lq, N, D], k, v [B, Lk, N, D], bf16, D 64, 128 or 256 → [B, Lq, N, D].
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from torch import Tensor
 PACKAGES = ("flash_attn_interface", "fa3_fwd_interface")
 XFORMERS = "xformers.ops.fmha.flash3"
 FP8 = torch.float8_e4m3fn
-Attend = Callable[..., Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +36,7 @@ class Flash3:
     descales: bool
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None, causal: bool) -> Tensor:
-        """softmax(q·kᵀ·scale)·v in bf16 or fp16."""
+        """softmax(q·kᵀ·scale)·v in bf16."""
         return _first(self.call(q, k, v, softmax_scale=scale, causal=causal))
 
     def fp8(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None, causal: bool) -> Tensor:

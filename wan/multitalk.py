@@ -280,7 +280,8 @@ class MultiTalkPipeline:
                 kept = []
                 for frames in self._clips(run):
                     if keep_frames:
-                        kept.append(frames)
+                        # a copy: page-locked memory is for what is under way, not for a whole video
+                        kept.append(frames.clone() if frames.is_pinned() else frames)
                     if on_frames is not None and self.rank == 0:
                         on_frames(frames)
         finally:

@@ -30,8 +30,10 @@ VAE_DECODE = ("fp32", "bf16")
 ABSORB_AUDIO = ("auto", "none", "silence", "all")
 LOSSY_ATTENTION = frozenset({"sage", "fp8"})
 ABSORB_BYTES = 64 << 30  # of a GPU: 38 GB of weights, 22 GB of absorbed projections, activations
-# From which memory "auto" takes them: with all encoders resident beside, and a third to spare.
-AUTO_BYTES = {"all": 96 << 30, "silence": 56 << 30}
+# From which memory "auto" takes them, with all encoders resident beside and a third to spare: a latent frame
+# of "all" is 1 GiB, "silence" is two frames whatever the length.
+AUTO_GIB = {"all": 75, "silence": 56}
+LATENT_FRAMES = 21  # of 81 frames
 
 
 class QualityError(ValueError):
@@ -75,6 +77,9 @@ class Switches:
                 raise QualityError(msg)
         if self.linears == "fp8" and self.absorb_audio in ("silence", "all"):
             msg = "absorb_audio does away with linears that fp8 would speed up; choose one of the two"
+            raise QualityError(msg)
+        if self.weights != "bf16" and self.absorb_audio in ("silence", "all"):
+            msg = f"absorb_audio {self.absorb_audio} needs bf16 weights, these are {self.weights}; use none"
             raise QualityError(msg)
 
     @property
@@ -218,12 +223,12 @@ def fp8_attention_problem(capability: tuple[int, int]) -> str | None:
     return None if found.descales else f"{found.source} carries flash-attn 3 without fp8; install fa3-fwd"
 
 
-def settle(setting: Setting, machine: Machine) -> Setting:
-    """The setting as it will run on `machine`: without "auto".
+def settle(setting: Setting, machine: Machine, *, latent_frames: int = LATENT_FRAMES) -> Setting:
+    """The setting as it will run on `machine`, with an absorb_audio that is not "auto".
 
-    absorb_audio "auto" is "all" on a GPU of 96 GiB or more, "silence" from 56 GiB, else "none"; "none" also
-    with fp8 linears, which it would do away with, and where blocks are streamed. Raises QualityError, with
-    what is missing and which qualities work on this machine.
+    "auto" is "all" on a GPU of 75 GiB and one for each latent frame of a clip (96 at 81 frames), "silence"
+    from 56 GiB, else "none"; "none" also with fp8 linears, which it would do away with, with quantised
+    weights, and where blocks are streamed. Raises QualityError, with what is missing and what works here.
     """
     missing = machine.lacks(setting.switches)
     if missing:
@@ -232,7 +237,9 @@ def settle(setting: Setting, machine: Machine) -> Setting:
         raise QualityError(msg)
     switches = setting.switches
     if switches.absorb_audio == "auto":
-        able = machine.memory if machine.resident and switches.linears != "fp8" else None
-        chosen = next((name for name, need in AUTO_BYTES.items() if (able or 0) >= need), "none")
+        able = machine.resident and switches.linears == switches.weights == "bf16"
+        gib = (machine.memory or 0) >> 30 if able else 0
+        needs = AUTO_GIB | {"all": AUTO_GIB["all"] + latent_frames}
+        chosen = next((name for name, need in needs.items() if gib >= need), "none")
         switches = replace(switches, absorb_audio=chosen)
     return replace(setting, switches=switches)

@@ -75,7 +75,8 @@ def test_the_switches_are_in_the_result_and_in_the_file(tiny_generator: Generato
     written = comment(near.video)
     for key in ("quality", "switches", "overrides", "versions", "seed"):
         assert written[key] == told[key], key
-    assert set(written["versions"]) == {"torch", "cuda", "cudnn", "triton", "wan", "runtime"}
+    attention = {"xformers", "fa3-fwd", "flash-attn"}
+    assert set(written["versions"]) == {"torch", "cuda", "cudnn", "triton", "wan", "runtime"} | attention
     assert written["lossy"] == ["vae_decode"]
     again = tiny_generator.run(ask(tmp_path / "again.mp4"))
     assert again.sha256 == exact.sha256  # the one in between left nothing

@@ -81,7 +81,7 @@ def test_each_source_is_found_used_and_named(name: str, found, hopper) -> None:
     assert backend.describe(hopper())["flash_attn_3"] == name
     assert not backend.describe(hopper())["lossy"]
     assert AttentionBackend(name="sdpa").kernel_for(hopper()) == "cudnn"
-    for other in (hopper(torch.float16), hopper(torch.float32), hopper(dim=264)):
+    for other in (hopper(torch.float16), hopper(torch.float32), hopper(dim=264), hopper(dim=96)):
         assert backend.kernel_for(other) != "flash_attn_3"
 
 
@@ -109,6 +109,32 @@ def test_another_gpu_takes_what_sdpa_says(found, hopper, monkeypatch) -> None:
     for capability in ((8, 0), (8, 9), (10, 0), (12, 0)):
         monkeypatch.setattr(attention_backends, "_capability", lambda _, c=capability: c)
         assert AttentionBackend().kernel_for(hopper()) == "flash"
+
+
+def test_by_name_it_runs_where_it_can_and_nowhere_else(found, hopper, monkeypatch) -> None:
+    """On another GPU fa3-fwd's launch would end the process; it has no windows, fp16 or odd widths."""
+    found("fa3_fwd_interface")
+    attention_backends._package_kernel.cache_clear()
+    q, k, v = qkv(tokens=8)
+    backend = AttentionBackend(name="flash_attn")
+    takes = [True]
+    monkeypatch.setattr(attention_backends, "flash3_takes", lambda _: takes[0])
+    assert torch.equal(backend(q, k, v), exact(q, k, v)[0])
+    for window, able in (((4, 4), True), ((-1, -1), False)):
+        takes[0] = able
+        with pytest.raises(AttentionBackendError, match="flash_attn can't be imported"):
+            backend(q, k, v, window=window)
+    attention_backends._package_kernel.cache_clear()
+
+
+def test_a_causal_mask_is_aligned_the_same_everywhere(found, hopper, monkeypatch) -> None:
+    found("fa3_fwd_interface")
+    q, k, v = qkv(tokens=8)
+    want = AttentionBackend(name="sdpa")(q[:, :3], k, v, causal=True)
+    monkeypatch.setattr(
+        AttentionBackend, "kernel_for", lambda self, *_: {"sdpa": "cpu"}.get(self.name, "flash_attn_3")
+    )
+    assert torch.equal(AttentionBackend()(q[:, :3], k, v, causal=True), want)
 
 
 def test_fp8_rounds_with_one_scale_a_head(found) -> None:

@@ -66,6 +66,7 @@ def test_every_switch_is_the_given_one_or_the_words(quality, steps, vae_decode) 
         ("exact", {"linears": "fp4"}, "linears 'fp4' is not one of bf16, fp8"),
         ("exact", {"vae_decode": "fp8"}, "vae_decode 'fp8' is not one of fp32, bf16"),
         ("fast", {"absorb_audio": "silence"}, "choose one of the two"),
+        ("near", {"weights": "int8"}, "absorb_audio all needs bf16 weights, these are int8"),
         ("near", {"absorb_audio": True}, "absorb_audio True is not one of auto, none, silence, all"),
         ("exact", {"color": 1}, "no switch color"),
     ],
@@ -114,13 +115,15 @@ def test_lossy_attention_needs_its_units() -> None:
         (None, {}, "none"), (24, {}, "none"), (47, {}, "none"), (80, {}, "silence"), (95, {}, "silence"),
         (140, {}, "all"), (140, {"linears": "fp8"}, "none"), (140, {"resident": False}, "none"),
         (140, {"absorb_audio": "none"}, "none"), (80, {"absorb_audio": "all"}, "all"),
+        (140, {"weights": "int8"}, "none"), (140, {"latent_frames": 51}, "all"),
+        (140, {"latent_frames": 101}, "silence"),
     ],
 )  # fmt: skip
 def test_auto_becomes_what_the_memory_allows(gib, more, chosen) -> None:
-    resident = more.pop("resident", True)
+    resident, latent_frames = more.pop("resident", True), more.pop("latent_frames", 21)
     machine = Machine(fp8=None, memory=None if gib is None else gib << 30, resident=resident)
     setting = expand("exact", **more)
-    settled = settle(setting, machine)
+    settled = settle(setting, machine, latent_frames=latent_frames)
     assert settled.switches.absorb_audio == chosen
     assert (settled.overrides, settled.quality) == (setting.overrides, "exact")
 
