@@ -161,7 +161,12 @@ class VideoWriter:
             raise OutputFault("output.encode", "the encoder did not end in time") from error
         if code or self._broken:
             raise self._failure()
-        self._part.replace(self.path)
+        try:
+            self._part.replace(self.path)
+        except (
+            OSError
+        ) as error:  # of the output, whatever its kind: FileNotFoundError would look like the job's
+            raise OutputFault("output.encode", "the finished file could not take its name") from error
 
     def _abort(self) -> None:
         if self._process is None:

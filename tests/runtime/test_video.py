@@ -140,6 +140,17 @@ def test_one_that_writes_nothing_leaves_anothers_file_alone(tmp_path: Path) -> N
     assert [p.name for p in tmp_path.iterdir()] == ["v.mp4"]
 
 
+def test_a_finished_file_that_is_gone_is_the_outputs_fault(tmp_path: Path) -> None:
+    with (
+        pytest.raises(Fault, match="could not take its name") as told,
+        VideoWriter(tmp_path / "v.mp4") as one,
+    ):
+        one.write(clip(3))
+        one.path = tmp_path / "gone" / "v.mp4"
+    assert told.value.code == "output.encode"
+    assert not list(tmp_path.iterdir())
+
+
 def test_no_ffmpeg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.which", lambda _: None)
     with pytest.raises(Fault, match="not installed"):
