@@ -10,11 +10,12 @@ from report_base import OPEN, TUNED, Found, Sheet, median, of_plain, ratio, refu
 from report_forward import attention_rate, grouped, kept_up, linear_rate, profile, rounding_ms
 from report_parts import outside, share_of_disk, vae_row
 
-from wan.quality import AUTO_BYTES
+from wan.quality import AUTO_GIB, LATENT_FRAMES
 
 WHOLE, PART, PEOPLE = "fused, absorbed", "fused", "fused, two speakers"
 FAST, FAST_8 = "fast, fp8 linears", "fast, fp8 linears, fp8 attention"
 SILENCE = "fused, silence absorbed"
+ROOMY = AUTO_GIB["all"] + LATENT_FRAMES  # GiB from which `settle` absorbs all audio of 81 frames
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +40,7 @@ class Aim:
 
 def absorbs(m: Sheet) -> bool:
     """Whether quality `exact` absorbs all audio on the GPU of this run."""
-    return (m["facts"].get("memory_gib") or 0) * 2**30 >= AUTO_BYTES["all"]
+    return (m["facts"].get("memory_gib") or 0) >= ROOMY
 
 
 def aims(found: Found) -> str:
@@ -98,9 +99,8 @@ def _exact(m: Sheet) -> str:
     known = {r["variant"]: r["ratio"] for r in m.get("correctness", []) if "ratio" in r}
     if WHOLE not in known:
         return ""
-    need = AUTO_BYTES["all"] >> 30
     return (
-        f"`exact` absorbs all audio projections of one speaker on a GPU of {need} GiB or more (`wan.quality.settle`; this one has "
+        f"`exact` absorbs all audio projections of one speaker on a GPU of {ROOMY} GiB or more (`wan.quality.settle`; this one has "
         f"{m['facts'].get('memory_gib')}). It takes 20 GiB, and the error is {known[WHOLE]:.3f} of the reference's order (gate 1.10)."
     )
 
