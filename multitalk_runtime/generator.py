@@ -17,13 +17,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from multitalk_runtime import provenance
 from multitalk_runtime.audio import Speech, decode_audio, mix_tracks, write_wav
 from multitalk_runtime.clock import Clock, Progress
 from multitalk_runtime.errors import ForbiddenFault, ImageFault, JobFault, PersonsFault
 from multitalk_runtime.faults import as_faults
 from multitalk_runtime.memory import peak_bytes, reset_peak
 from multitalk_runtime.preflight import usable_device
-from multitalk_runtime.provenance import metadata, versions
 from multitalk_runtime.video import FPS, VideoWriter
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ class Result:
 
     `sha256` is that of the raw frames (uint8 [F, H, W, 3]): equal for equal videos, whatever the codec does.
     `quality` as asked for, `switches` all that it stands for, `overrides` those which were set otherwise.
+    `attention` is the switch, `attention_kernel` what it meant here, from `attention_module`.
     """
 
     video: Path
@@ -69,6 +70,8 @@ class Result:
     attention: str
     sha256: str
     quality: str = "exact"
+    attention_kernel: str = ""
+    attention_module: str = ""
     switches: Mapping[str, Any] = field(default_factory=dict)
     overrides: tuple[str, ...] = ()
     versions: Mapping[str, Any] = field(default_factory=dict)
@@ -261,7 +264,11 @@ class Generator:
         with tempfile.TemporaryDirectory(prefix="mt-run-") as folder:
             sound = Path(folder) / "sound.wav"
             write_wav(sound, padded(speech.mixed, plan.frames))
-            writer = VideoWriter(request.output, audio=sound, metadata=metadata(request, seed, setting))
+            model = self.pipeline.model
+            heads = model.dim // model.num_heads
+            kernel = provenance.attention(setting.switches.attention, heads, self.device)
+            facts = provenance.metadata(request, seed, setting, kernel)
+            writer = VideoWriter(request.output, audio=sound, metadata=facts)
 
             def on_frames(frames: Tensor) -> None:
                 if not first_frame:
@@ -313,10 +320,12 @@ class Generator:
             device=str(self.device),
             attention=setting.switches.attention,
             sha256=writer.sha256,
+            attention_kernel=kernel["kernel"],
+            attention_module=kernel["module"],
             quality=setting.quality,
             switches=asdict(setting.switches),
             overrides=setting.overrides,
-            versions=versions(),
+            versions=provenance.versions(),
             notes=notes,
         )
 

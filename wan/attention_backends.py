@@ -45,6 +45,7 @@ _SDPA = {
     "efficient": "EFFICIENT_ATTENTION",
     "math": "MATH",
 }
+_FLASH3 = ("flash_attn_3", "flash_attn", "fp8")  # kernels that may be flash-attn 3's
 MANY_KEYS = 1024
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -88,6 +89,16 @@ class AttentionBackend:
             return "cudnn"
         return "flash"
 
+    def module_for(self, q: Tensor) -> str:
+        """The module whose kernel that is: "torch" where it is PyTorch's own."""
+        kernel = self.kernel_for(q)
+        found = flash3.find()[0] if flash3_takes(q) and kernel in _FLASH3 else None
+        if found and (found.descales or kernel == "flash_attn_3"):
+            return found.source
+        return {"xformers": "xformers", "flash_attn": "flash_attn", "sage": "sageattention"}.get(
+            kernel, "torch"
+        )
+
     def describe(self, q: Tensor) -> dict[str, object]:
         """For logs and evidence: the backend asked for, the kernel that runs for `q`, and the facts behind
         it.
@@ -95,6 +106,7 @@ class AttentionBackend:
         return {
             "backend": self.name,
             "kernel": self.kernel_for(q),
+            "module": self.module_for(q),
             "lossy": self.name in LOSSY,
             "flash_attn_3": self._flash3(q),
             "torch": torch.__version__,

@@ -18,6 +18,7 @@ from multitalk_runtime.generate import main
 from multitalk_runtime.generator import Generator
 from multitalk_runtime.job import parse_job
 from multitalk_runtime.model_dirs import ModelDirs
+from multitalk_runtime.provenance import metadata
 from multitalk_runtime.request import Request
 from multitalk_runtime.settings import Lora, Settings, SettingsError
 
@@ -73,13 +74,29 @@ def test_the_switches_are_in_the_result_and_in_the_file(tiny_generator: Generato
     assert near.sha256 != exact.sha256
     told = json.loads(json.dumps(near.to_json()))
     written = comment(near.video)
-    for key in ("quality", "switches", "overrides", "versions", "seed"):
+    same = ("quality", "switches", "overrides", "versions", "seed", "attention_kernel", "attention_module")
+    for key in same:
         assert written[key] == told[key], key
     attention = {"xformers", "fa3-fwd", "flash-attn"}
     assert set(written["versions"]) == {"torch", "cuda", "cudnn", "triton", "wan", "runtime"} | attention
+    assert (written["attention_kernel"], written["attention_module"]) == ("cpu", "torch")
+    assert written["switches"]["attention"] == "auto"
     assert written["lossy"] == ["vae_decode"]
+    assert (written["motion_frame"], written["apg"], written["bbox"]) == (1, None, None)
+    assert not {"prompt", "image", "tracks"} & set(written)  # the caller's own
     again = tiny_generator.run(ask(tmp_path / "again.mp4"))
     assert again.sha256 == exact.sha256  # the one in between left nothing
+
+
+def test_what_steers_sampling_is_in_the_file(tmp_path: Path) -> None:
+    box = {"person1": (0, 0, 8, 4), "person2": (0, 4, 8, 8)}
+    request = ask(tmp_path / "v.mp4", mode="streaming", motion_frame=9, frame_num=17, use_apg=True, bbox=box)
+    kernel = {"kernel": "flash_attn_3", "module": "fa3_fwd_interface"}
+    written = json.loads(json.dumps(metadata(request, 3, request.setting(), kernel)))
+    assert (written["motion_frame"], written["mode"], written["seed"]) == (9, "streaming", 3)
+    assert written["apg"] == {"momentum": -0.75, "norm_threshold": 55.0}
+    assert written["bbox"]["person2"] == [0, 4, 8, 8]
+    assert written["attention_module"] == "fa3_fwd_interface"
 
 
 def test_an_exact_video_imports_nothing_lossy(tiny_models: Path, tmp_path: Path) -> None:

@@ -79,6 +79,7 @@ def test_each_source_is_found_used_and_named(name: str, found, hopper) -> None:
     backend = AttentionBackend()
     assert backend.kernel_for(hopper()) == "flash_attn_3"
     assert backend.describe(hopper())["flash_attn_3"] == name
+    assert backend.describe(hopper())["module"] == name
     assert not backend.describe(hopper())["lossy"]
     assert AttentionBackend(name="sdpa").kernel_for(hopper()) == "cudnn"
     for other in (hopper(torch.float16), hopper(torch.float32), hopper(dim=264), hopper(dim=96)):
@@ -90,6 +91,7 @@ def test_without_it_the_reason_is_reported(found, hopper) -> None:
     assert AttentionBackend().kernel_for(hopper()) == "cudnn"
     told = AttentionBackend().describe(hopper())["flash_attn_3"]
     assert all(name in told for name in (*flash3.PACKAGES, flash3.XFORMERS))
+    assert AttentionBackend().module_for(hopper()) == "torch"
     assert AttentionBackend(name="sdpa").describe(hopper())["flash_attn_3"] is None
 
 
