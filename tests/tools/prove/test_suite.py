@@ -182,6 +182,73 @@ def test_a_torch_that_is_not_what_its_metadata_says(suite: Suite) -> None:
     assert "metadata says 2.8.0, torch.__version__ says 2.7.1+cu126" in result["message"]
 
 
+PINNED = {**CELL, "packages": {"fa3-fwd": "0.0.2"}}
+
+
+def flash3(suite: Suite, version: str, code: str) -> None:
+    """fa3-fwd as its wheel is: two modules, and a folder with nothing but a library."""
+    distribution(suite, "fa3_fwd", version)
+    suite.module("fa3_fwd_interface", code)
+    suite.module("fa3_fwd_config", "CONFIG = {}")
+    names = ("fa3_fwd_interface.py", "fa3_fwd_config.py", "fa3_fwd/_C.abi3.so")
+    record = suite.folder / f"site/fa3_fwd-{version}.dist-info/RECORD"
+    record.write_text("".join(f"{name},,\n" for name in names))
+
+
+def test_a_further_pin_is_there_and_imports(suite: Suite) -> None:
+    installed(suite)
+    distribution(suite, "xformers", "0.0.31")
+    flash3(suite, "0.0.2", "def flash_attn_func(): ...")
+    report = suite.run("versions", cell=PINNED)
+    assert report["results"][0]["status"] == "passed"
+    assert "fa3-fwd 0.0.2" in report["results"][0]["message"]
+    assert report["facts"]["versions.fa3_fwd"] == "0.0.2"
+
+
+@pytest.mark.parametrize(
+    ("version", "code", "message"),
+    [
+        ("0.0.3", "", "the cell has fa3-fwd 0.0.2, the image 0.0.3"),
+        (None, "", "the cell has fa3-fwd 0.0.2, the image none"),
+        (
+            "0.0.2",
+            "raise OSError('libcudart.so.12: cannot open shared object file')",
+            "fa3-fwd 0.0.2 is installed and does not import: fa3_fwd_interface: OSError: libcudart.so.12",
+        ),
+    ],
+)
+def test_a_further_pin_that_would_be_passed_over_in_silence(
+    suite: Suite, version: str | None, code: str, message: str
+) -> None:
+    installed(suite)
+    distribution(suite, "xformers", "0.0.31")
+    if version is not None:
+        flash3(suite, version, code)
+    result = suite.one("versions", cell=PINNED)
+    assert result["status"] == "failed"
+    assert message in result["message"]
+
+
+def test_flash_attn_3_that_a_cell_pins_must_run_on_a_hopper(suite: Suite) -> None:
+    suite.add(
+        "judges",
+        """
+        from checks.generate_gpu import missing_flash3
+        from result import passed
+        ID, TIERS, LIMIT_S = "judges", ("cpu",), 20
+        def run(ctx):
+            cudnn, own = ("cudnn", "torch"), ("flash_attn_3", "fa3_fwd_interface")
+            said = missing_flash3(ctx.cell, (9, 0), cudnn)
+            others = [missing_flash3(ctx.cell, (9, 0), own), missing_flash3(ctx.cell, (8, 9), cudnn),
+                      missing_flash3({"name": "no pins"}, (9, 0), cudnn), missing_flash3(None, (9, 0), cudnn)]
+            return passed(said, others=others)
+        """,
+    )
+    report = suite.run("judges", cell=PINNED)
+    assert report["results"][0]["message"] == "the cell pins fa3-fwd, and attention auto took cudnn of torch"
+    assert report["facts"]["others"] == [""] * 4
+
+
 def test_a_foreign_image_is_recorded_not_compared(suite: Suite) -> None:
     installed(suite)
     report = suite.run("versions", "xformers.extension", "imports.wan", runtime=False)

@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
+from packaging.utils import canonicalize_name
+
 from mtbuild.errors import InputError, MtbuildError
 from mtbuild.prove import attach as attaching
 from mtbuild.prove import container as containers
@@ -239,6 +241,7 @@ class _Session:
                 "triton": cell.triton,
                 "xformers": cell.xformers,
                 "targets": list(cell.targets),
+                "packages": {canonicalize_name(name): version for name, version in cell.packages},
             },
             "cache": "/cache",
             "out": "/mtbuild/out",

@@ -114,7 +114,7 @@ class Comparison:
                 at_most=allowed,
             )
         self.measured["attention_allowed"] = allowed
-        self.ran = ["auto", *ran]
+        self.ran = ran
 
     def streaming(self, voice, heard) -> None:
         """Clips joined: more frames than a clip has, and the seam is like the rest."""

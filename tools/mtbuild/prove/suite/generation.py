@@ -100,7 +100,8 @@ class Studio:
             raise Wrong(msg, "callers can't see how far a job is")
         video = self.folder / "job.mp4"
         video.write_bytes(base64.b64decode(reply["video_base64"]))
-        return video, reply["result"]
+        self.told = reply["result"]
+        return video, self.told
 
     def run(self, *, attention: str | None = None, ops: object = None, **changes: object):
         """One short run: its raw frames [3, F, H, W] on the CPU, in [-1, 1]."""

@@ -49,6 +49,7 @@ def make(
         facts["frames"] = look_at_frames(studio.frames, size.job_frames)
         facts["first_frame_s"], facts["phases"] = result["first_frame_s"], result["phases"]
         facts["peak_bytes"] = result["peak_bytes"]
+        facts["attention_kernel"], facts["attention_module"] = kernel_of(result)
         comparison = Comparison(studio, size)
         with studio.timed("comparisons_s"):
             comparison.all(must)
@@ -69,9 +70,15 @@ def make(
     seen = facts["video"]
     return passed(
         f"{seen['frames']} frames {seen['size'][0]}×{seen['size'][1]} at 25/s with sound by the handler; "
-        f"first frame after {facts['first_frame_s']:.1f} s; attention: {', '.join(comparison.ran)}",
+        f"first frame after {facts['first_frame_s']:.1f} s; attention: auto ({facts['attention_kernel']}), "
+        f"{', '.join(comparison.ran)}",
         **_facts(check, facts, studio, comparison),
     )
+
+
+def kernel_of(result: dict) -> tuple:
+    """What attention "auto" was in a job: (kernel, the module it is from)."""
+    return result["attention_kernel"], result["attention_module"]
 
 
 def _facts(check: str, facts: dict, studio, comparison) -> dict:

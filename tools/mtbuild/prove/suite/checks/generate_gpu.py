@@ -7,11 +7,12 @@ import time
 
 from result import CheckResult, Context
 
-from checks.generate import make
+from checks.generate import kernel_of, make
 
 ID = "generate.gpu"
 TIERS = ("gpu",)
 LIMIT_S = 600
+FLASH_3 = frozenset({"fa3-fwd", "flash-attn-3"})  # distributions; wan.flash3 says what else carries it
 
 
 def run(ctx: Context) -> CheckResult:
@@ -25,6 +26,7 @@ def run(ctx: Context) -> CheckResult:
         must.append("xformers")
 
     def kernels(studio, comparison) -> dict:
+        import torch
         from generation import Wrong
 
         from wan.kernels import KERNELS
@@ -39,6 +41,9 @@ def run(ctx: Context) -> CheckResult:
                 msg,
                 "the model runs without its fused kernels on this GPU",
             )
+        unused = missing_flash3(ctx.cell, torch.cuda.get_device_capability(), kernel_of(studio.told))
+        if unused:
+            raise Wrong(unused, "the pinned kernel does not load on this GPU: see check versions")
         begin = time.monotonic()
         fused = comparison.again()
         seconds = time.monotonic() - begin
@@ -50,3 +55,11 @@ def run(ctx: Context) -> CheckResult:
         return {"kernels": used, "warm_run_s": round(seconds, 3)}
 
     return make(ctx, ID, "cuda", job=(81, 8), compared=(21, 2), must=tuple(must), more=kernels)
+
+
+def missing_flash3(cell: dict | None, capability: tuple, ran: tuple) -> str:
+    """What is wrong where a cell pins flash-attn 3, the GPU is a Hopper, and a job's `auto` was not that."""
+    pinned = set((cell or {}).get("packages", {})) & FLASH_3
+    if not pinned or tuple(capability) != (9, 0) or ran[0] == "flash_attn_3":
+        return ""
+    return f"the cell pins {', '.join(sorted(pinned))}, and attention auto took {ran[0]} of {ran[1]}"

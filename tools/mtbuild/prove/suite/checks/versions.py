@@ -1,13 +1,14 @@
-"""What is installed is what the cell says: Python, torch and its CUDA, triton, xformers.
+"""What is installed is what the cell says: Python, torch and its CUDA, triton, xformers, further pins.
 
 Read twice, from the packages' metadata and from the modules: a base image's torch that survived under a new
-metadata folder is a known failure ("tag says torch A, torch.__version__ says B").
+metadata folder is a known failure ("tag says torch A, torch.__version__ says B"). A further pin must also
+import: whoever pins flash-attn 3 wants it, and the model would take cuDNN without a word if it did not load.
 """
 
 from __future__ import annotations
 
 import platform
-from importlib import metadata
+from importlib import import_module, metadata
 
 from result import CheckResult, Context, failed, passed
 
@@ -60,14 +61,51 @@ def run(ctx: Context) -> CheckResult:
             wrong.append(f"the cell has {name} {want[name]}, the image has none")
         elif _public(have) != _public(want[name]):
             wrong.append(f"the cell has {name} {want[name]}, the image {have}")
+    for name, version in want.get("packages", {}).items():
+        have, broken = _pinned(name)
+        facts[f"versions__{name.replace('-', '_')}"] = have
+        if have is None or _public(have) != _public(version):
+            wrong.append(f"the cell has {name} {version}, the image {have or 'none'}")
+        elif broken:
+            wrong.append(f"{name} {have} is installed and does not import: {broken}")
+        else:
+            listing += f", {name} {have}"
     return _failed(wrong, facts) if wrong else passed(listing, **facts)
+
+
+def _pinned(name: str) -> tuple:
+    """(its version or None, why one of its modules does not import or None)."""
+    try:
+        found = metadata.distribution(name)
+    except metadata.PackageNotFoundError:
+        return None, None
+    for module in _modules(found):
+        try:
+            import_module(module)
+        except Exception as error:  # a library for another CUDA or torch raises what it likes
+            return found.version, f"{module}: {type(error).__name__}: {error}"[:300]
+    return found.version, None
+
+
+def _modules(found: metadata.Distribution) -> list:
+    """The modules and packages at its top that hold Python code: only they can be imported by name."""
+    tops = set()
+    for file in found.files or ():
+        first, last = file.parts[0], file.parts[-1]
+        if first.endswith(".py") and len(file.parts) == 1:
+            tops.add(first[:-3])
+        elif last == "__init__.py" and len(file.parts) == 2:
+            tops.add(first)
+    return sorted(top for top in tops if top.isidentifier())
 
 
 def _failed(wrong: list, facts: dict) -> CheckResult:
     return failed(
         "; ".join(wrong),
-        diagnosis="the image was not built from this cell's lock, or a package of its base survived",
-        fix="build from the lock with hashes (uv --require-hashes --no-deps) into an empty environment",
+        diagnosis="the image was not built from this cell's lock, a package of its base survived, or a pin "
+        "is built for another torch or CUDA",
+        fix="build from the lock with hashes (uv --require-hashes --no-deps) into an empty environment; pin "
+        "a release that fits the cell's torch and CUDA",
         **facts,
     )
 
