@@ -45,7 +45,7 @@ from .pipeline_steps import (
 )
 from .preprocess import BUCKETS, Buckets, resize_and_centercrop
 from .progress import Cancelled, ProgressCallback, Reporter, TqdmBar, agreed
-from .quality import Switches
+from .quality import Machine, Switches, absorbed
 
 __all__ = [
     "OFFICIAL",
@@ -264,8 +264,9 @@ class MultiTalkPipeline:
         )
         bar = TqdmBar() if progress and on_progress is None and self.rank == 0 else None
         try:
-            with self._switched(switches), torch.inference_mode():
+            with torch.inference_mode():
                 prepared = prepare(input_data, options, self.buckets)
+            with self._switched(switches, frame_num, len(prepared.speech)), torch.inference_mode():
                 total = options.steps * len(prepared.plan.clips)
                 stop = agreed(cancelled, self.device)
                 report = Reporter(total=total, callback=on_progress or bar, cancelled=stop)
@@ -290,19 +291,24 @@ class MultiTalkPipeline:
         return torch.cat(kept, dim=1) if kept and self.rank == 0 else None
 
     @contextmanager
-    def _switched(self, switches: Switches | None) -> Iterator[None]:
-        """The model set to the switches, then as it was. Raises ValueError for linears it has not."""
+    def _switched(self, switches: Switches | None, frame_num: int, speakers: int) -> Iterator[None]:
+        """The model set to the switches, then as it was; absorb_audio "auto" is what this machine allows.
+        Raises ValueError for linears it has not.
+        """
         if switches is None:
             yield
             return
         if switches.linears != self.linears:
             msg = f"linears {switches.linears!r} can't be had: the model was loaded with {self.linears!r}"
             raise ValueError(msg)
+        machine = Machine.here(self.device, resident=self.offloader is None)
+        latent_frames = 1 + (frame_num - 1) // self.config.vae_stride[0]
+        absorb = absorbed(switches, machine, latent_frames=latent_frames, speakers=speakers)
         before = self.model.runtime
         self.model.use(
             attention=AttentionBackend(name=switches.attention),
-            absorb_audio=switches.absorb_audio == "all",
-            absorb_silence=switches.absorb_audio == "silence",
+            absorb_audio=absorb == "all",
+            absorb_silence=absorb == "silence",
         )
         try:
             yield

@@ -47,7 +47,7 @@ class Switches:
     attention: a name of `wan.attention_backends`. weights: "bf16" as published, or "int8" or "fp8" from a
     quantised file. linears: "bf16", or "fp8" for those of the blocks that see every token. vae_decode: "fp32"
     or "bf16"; encoding is always fp32. absorb_audio: "none", "silence" (only in the pass without speech:
-    2 GB), "all" (22 GB), see `modules.runtime.Runtime`, or "auto", see `settle`. step_cache: a TeaCache
+    2 GB), "all" (22 GB), see `modules.runtime.Runtime`, or "auto", see `absorbed`. step_cache: a TeaCache
     threshold, or None to run every step. lora: whether a distilled LoRA is merged. steps, shift (None: the
     size's own) and guidance scales: of the sampling.
     """
@@ -223,23 +223,35 @@ def fp8_attention_problem(capability: tuple[int, int]) -> str | None:
     return None if found.descales else f"{found.source} carries flash-attn 3 without fp8; install fa3-fwd"
 
 
-def settle(setting: Setting, machine: Machine, *, latent_frames: int = LATENT_FRAMES) -> Setting:
-    """The setting as it will run on `machine`, with an absorb_audio that is not "auto".
-
-    "auto" is "all" on a GPU of 75 GiB and one for each latent frame of a clip (96 at 81 frames), "silence"
-    from 56 GiB, else "none"; "none" also with fp8 linears, which it would do away with, with quantised
-    weights, and where blocks are streamed. Raises QualityError, with what is missing and what works here.
+def settle(
+    setting: Setting, machine: Machine, *, latent_frames: int = LATENT_FRAMES, speakers: int = 1
+) -> Setting:
+    """The setting as it will run on `machine`, see `absorbed`. Raises QualityError, with what is missing and
+    what works here.
     """
     missing = machine.lacks(setting.switches)
     if missing:
         works = ", ".join(name for name, switches in TIERS.items() if not machine.lacks(switches))
         msg = f"quality {setting.quality!r}: {'; '.join(missing)}. What works here: {works}"
         raise QualityError(msg)
-    switches = setting.switches
-    if switches.absorb_audio == "auto":
+    chosen = absorbed(setting.switches, machine, latent_frames=latent_frames, speakers=speakers)
+    return replace(setting, switches=replace(setting.switches, absorb_audio=chosen))
+
+
+def absorbed(switches: Switches, machine: Machine, *, latent_frames: int, speakers: int) -> str:
+    """What absorb_audio comes to: "none", "silence" or "all".
+
+    "auto" is "all" on a GPU of 75 GiB and one for each latent frame of a clip (96 at 81 frames), "silence"
+    from 56 GiB, else "none"; "none" also with fp8 linears, which it would do away with, with quantised
+    weights, and where blocks are streamed. "all" of two speakers is "silence": each of their tokens hears a
+    mixture of its own, so that only the pass without speech has projections that can be multiplied.
+    """
+    wanted = switches.absorb_audio
+    if wanted == "auto":
         able = machine.resident and switches.linears == switches.weights == "bf16"
         gib = (machine.memory or 0) >> 30 if able else 0
         needs = AUTO_GIB | {"all": AUTO_GIB["all"] + latent_frames}
-        chosen = next((name for name, need in needs.items() if gib >= need), "none")
-        switches = replace(switches, absorb_audio=chosen)
-    return replace(setting, switches=switches)
+        if speakers > 1:
+            del needs["all"]
+        wanted = next((name for name, need in needs.items() if gib >= need), "none")
+    return "silence" if wanted == "all" and speakers > 1 else wanted

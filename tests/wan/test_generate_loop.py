@@ -18,6 +18,7 @@ from wan.modules.vae import VideoVAE, WanVAE
 from wan.multitalk import OFFICIAL, MultiTalkPipeline, Parity
 from wan.parts import Parts
 from wan.progress import Cancelled
+from wan.quality import Machine, Switches
 
 NAME = "generate_loop"
 ENTRY = goldens.index(NAME)
@@ -211,6 +212,29 @@ def test_progress_frames_and_cancellation(pipeline: MultiTalkPipeline) -> None:
 
     with pytest.raises(Cancelled, match="of 12 steps"):
         pipeline.generate(job(case), **arguments(case), on_progress=count, cancelled=stop)
+
+
+@pytest.mark.parametrize(
+    ("gib", "humans", "absorbed"),
+    [(140, 1, (True, False)), (140, 2, (False, True)), (60, 1, (False, True)), (24, 1, (False, False))],
+)
+def test_open_switches_are_what_the_machine_allows(
+    gib: int, humans: int, absorbed: tuple[bool, bool], pipeline: MultiTalkPipeline, monkeypatch
+) -> None:
+    """`Switches()` straight from `wan.quality`, which nobody has settled."""
+    here = Machine(memory=gib << 30)
+    monkeypatch.setattr("wan.multitalk.Machine.here", lambda device, *, resident: here)
+    case = next(c["case"] for c in CASES.values() if c["case"]["humans"] == humans)
+    before, seen = pipeline.model.runtime, set()
+
+    def look(step: int, total: int, stage: str) -> None:
+        seen.add((pipeline.model.runtime.absorb_audio, pipeline.model.runtime.absorb_silence))
+
+    pipeline.generate(
+        job(case), **{**arguments(case), "sampling_steps": 1}, on_progress=look, switches=Switches()
+    )
+    assert seen == {absorbed}
+    assert pipeline.model.runtime == before
 
 
 def test_what_lies_beyond_the_end_is_not_decoded(pipeline: MultiTalkPipeline, monkeypatch) -> None:
