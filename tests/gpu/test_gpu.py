@@ -174,3 +174,23 @@ def test_sdpa_reports_what_runs() -> None:
     assert told["kernel"] == ("cudnn" if hopper and cudnn >= CUDNN_FLOOR else "flash")
     want = AttentionBackend(name="math")(*(t.double() for t in (q, k, v)))
     assert error(AttentionBackend(name="sdpa")(q, k, v), want) < 6e-3
+
+
+def test_frames_reach_the_host_whole_while_the_gpu_goes_on() -> None:
+    """Each piece is read when its own copy is done, with work queued behind it that changes its source."""
+    from wan.pipeline_steps import on_host
+
+    source = torch.empty(3, 4, 1024, 1024, device="cuda")
+    seen = []
+
+    def pieces():
+        for number in range(5):
+            source.fill_(number)
+            yield source
+            source.mul_(-1)  # queued behind the copy, on the same stream
+
+    for frames in on_host(pieces()):
+        assert frames.device.type == "cpu"
+        assert frames.is_pinned()
+        seen.append((frames.min().item(), frames.max().item()))
+    assert seen == [(float(n), float(n)) for n in range(5)]
