@@ -140,7 +140,7 @@ def _removable(lock: Lock, where: Path, wheels: Path | None, registry: Path | No
     if registry is not None and registry.is_dir():
         staged = _size(registry)
         if staged:
-            how = "`mtbuild engine clean --registry`, with all that was published"
+            how = "`mtbuild engine clean --registry`: all that was published and the engine's images go too"
             found.append((staged, f"the registry in {registry} ({_gb(staged)}; {how})"))
     texts = [text for _, text in sorted(found, reverse=True)]
     texts.append("unused images and build cache (`mtbuild engine prune`)")
