@@ -18,9 +18,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from wan.convert import block_order, collect, shards, write
+from wan.convert import collect
 from wan.loading import build_from_config, config_arguments, dit_files, load_pretrained
 from wan.modules.multitalk_model import WanModel
+from wan.shards import block_order, shards, write
 
 SIZES = {"model_type": "i2v", "in_dim": 36, "dim": 5120, "ffn_dim": 13824, "num_heads": 40}
 

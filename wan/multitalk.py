@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from .attention_backends import AttentionBackend
 from .clips import Clip
 from .configs import WanConfig
+from .frames import new_frames, on_host
 from .guidance import ApgOptions, Guidance
 from .loading import network_sizes
 from .parts import Parts, load_parts
@@ -38,7 +39,6 @@ from .pipeline_steps import (
     denoise,
     embed_conditions,
     encode,
-    on_host,
     one_after_the_other,
     prepare,
     timestep_transform,
@@ -321,11 +321,13 @@ class MultiTalkPipeline:
         image = run.prepared.image.to(self.device)
         known = image
         for clip in plan.clips:
+            last, tail = clip is plan.clips[-1], list[Tensor]()
             pieces = self._clip(run, clip, known, image)
-            tail: list[Tensor] = []
-            for frames in on_host(_new(pieces, clip, room, tail, last=clip is plan.clips[-1])):
+            for frames in on_host(new_frames(pieces, clip, room, tail, last=last)):
                 room -= frames.shape[1]
                 yield frames
+            if last:
+                return
             known = torch.cat(tail, dim=2)[:, :, -run.options.motion_frame :]
 
     def _clip(self, run: Run, clip: Clip, known: Tensor, image: Tensor) -> Iterator[Tensor]:
@@ -407,24 +409,6 @@ class MultiTalkPipeline:
             random.seed(seed)
             torch.backends.cudnn.deterministic = True
         return torch.Generator(self.device).manual_seed(seed)
-
-
-def _new(
-    pieces: Iterator[Tensor], clip: Clip, room: int, tail: list[Tensor], *, last: bool
-) -> Iterator[Tensor]:
-    """A clip's pieces [1, 3, f, H, W], all added to `tail` → its new frames [3, f, H, W], `room` at most. Of
-    the last clip nothing is decoded beyond them.
-    """
-    known = clip.motion
-    for piece in pieces:
-        tail.append(piece)
-        new = piece[0, :, known : known + room]
-        known = max(known - piece.shape[2], 0)
-        room -= new.shape[1]
-        if new.shape[1]:
-            yield new
-        if last and not room:
-            return
 
 
 def _extra(args: Any) -> dict[str, Any]:

@@ -7,7 +7,7 @@ decode.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -384,31 +384,3 @@ def decode(latents: Tensor, reference: Tensor, options: Options, *, vae: Any) ->
         if options.color_strength > 0:
             frames = match_and_blend_colors(frames, reference, options.color_strength)
         yield frames
-
-
-def on_host(pieces: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Each tensor on the CPU, while a GPU already works at the next one."""
-    before: Callable[[], Tensor] | None = None
-    for piece in pieces:
-        copy = _copied(piece)
-        if before is not None:
-            yield before()
-        before = copy
-    if before is not None:
-        yield before()
-
-
-def _copied(piece: Tensor) -> Callable[[], Tensor]:
-    """Begin to copy `piece` to the CPU; the result waits for it."""
-    if piece.device.type != "cuda":
-        return piece.cpu
-    host = torch.empty(piece.shape, dtype=piece.dtype, pin_memory=True)
-    host.copy_(piece, non_blocking=True)
-    done = torch.cuda.Event()
-    done.record(torch.cuda.current_stream(piece.device))
-
-    def wait() -> Tensor:
-        done.synchronize()
-        return host
-
-    return wait

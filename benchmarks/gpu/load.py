@@ -31,9 +31,9 @@ import torch  # noqa: E402
 from setting import REAL, TINY, build  # noqa: E402
 from sheet import Sheet, device_of, parser, say  # noqa: E402
 
-from wan.convert import Item, block_order, header, shards  # noqa: E402
 from wan.loading import load_pretrained  # noqa: E402
 from wan.modules.multitalk_model import WanModel  # noqa: E402
+from wan.shards import Item, block_order, header, shards  # noqa: E402
 
 PIECE = 16 << 20
 AIM = 0.8

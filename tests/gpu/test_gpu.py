@@ -178,7 +178,7 @@ def test_sdpa_reports_what_runs() -> None:
 
 def test_frames_reach_the_host_whole_while_the_gpu_goes_on() -> None:
     """Each piece is read when its own copy is done, with work queued behind it that changes its source."""
-    from wan.pipeline_steps import on_host
+    from wan.frames import on_host
 
     source = torch.empty(3, 4, 1024, 1024, device="cuda")
     seen = []

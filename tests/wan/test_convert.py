@@ -10,14 +10,16 @@ from goldens import fill, seeded
 from safetensors.torch import load_file, save_file
 
 from wan import convert as convert_module
+from wan import shards as shards_module
 from wan.configs import WAN_CONFIGS
-from wan.convert import MANIFEST, Models, block_order, convert, main
+from wan.convert import MANIFEST, Models, convert, main
 from wan.loading import KeyMismatchError, load_model, load_pretrained, load_wav2vec2
 from wan.modules.clip import VisionTransformer, visual_name
 from wan.modules.multitalk_model import WanModel
 from wan.modules.t5 import T5Encoder
 from wan.modules.vae import VideoVAE
 from wan.modules.wav2vec2 import Wav2Vec2Config, Wav2Vec2Model
+from wan.shards import block_order
 from wan.tensor_files import CheckpointError, read_header
 
 SHARD = 2_500_000
@@ -192,7 +194,7 @@ def test_progress_ends_at_the_total(converted):
 
 
 def test_small_batches_change_nothing(official, converted, tmp_path, monkeypatch):
-    monkeypatch.setattr(convert_module, "BATCH_BYTES", 1000)
+    monkeypatch.setattr(shards_module, "BATCH_BYTES", 1000)
     again = convert(official[0], tmp_path / "out", wav2vec_dir=official[1], models=MODELS, shard_bytes=SHARD)
     assert again.files == converted[0].files
 

@@ -9,10 +9,11 @@ import torch
 from goldens import keys
 
 from wan.configs import WAN_CONFIGS
-from wan.convert import block_order, collect, shards
+from wan.convert import collect
 from wan.loading import CheckpointError, build_from_config, check_keys, config_arguments, dit_files
 from wan.modules.clip import feature_tower
 from wan.modules.multitalk_model import WanModel
+from wan.shards import block_order, shards
 from wan.tensor_files import DTYPES, read_header
 
 CONFIG = {
