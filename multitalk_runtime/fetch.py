@@ -131,6 +131,15 @@ def _too_large(size: int, limit: int, field: str) -> TooLargeFault:
     return TooLargeFault("too_large.bytes", f"{size} bytes or more; at most {limit} are taken", field=field)
 
 
+def _left(deadline: float, timeout: float | None) -> float:
+    """Seconds that one more act may take. Raises httpcore.ReadTimeout where none are left."""
+    left = deadline - time.monotonic()
+    if left <= 0:
+        msg = "the download took too long"
+        raise httpcore.ReadTimeout(msg)
+    return left if timeout is None else min(timeout, left)
+
+
 class _Bounded(httpcore.NetworkStream):
     """A connection that ends at the deadline, however slowly its other end drips headers or bytes."""
 
@@ -138,11 +147,7 @@ class _Bounded(httpcore.NetworkStream):
         self._stream, self._deadline = stream, deadline
 
     def _left(self, timeout: float | None) -> float:
-        left = self._deadline - time.monotonic()
-        if left <= 0:
-            msg = "the download took too long"
-            raise httpcore.ReadTimeout(msg)
-        return left if timeout is None else min(timeout, left)
+        return _left(self._deadline, timeout)
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         return self._stream.read(max_bytes, self._left(timeout))
@@ -189,8 +194,9 @@ class _Guard(httpcore.SyncBackend):
         failed: httpcore.NetworkError | httpcore.TimeoutException | None = None
         for address in dict.fromkeys(map(str, addresses)):  # one of a host's addresses may be out of reach
             try:
+                wait = _left(self._deadline, timeout)
                 stream = super().connect_tcp(
-                    address, port, timeout=timeout, local_address=local_address, socket_options=socket_options
+                    address, port, timeout=wait, local_address=local_address, socket_options=socket_options
                 )
                 return _Bounded(stream, self._deadline)
             except (httpcore.NetworkError, httpcore.TimeoutException) as error:

@@ -241,6 +241,25 @@ def test_the_next_address_of_a_host_is_tried(
     assert fetch_url(url, tmp_path / "a", max_bytes=10, settings=OPEN, field="image") == 7
 
 
+def test_each_address_gets_what_is_left_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits = []
+
+    def three(host: str, port: int, *_: Any, **__: Any) -> list[Any]:
+        return [(2, 1, 6, "", (f"127.0.0.{n}", port)) for n in (1, 2, 3)]
+
+    def nobody(address: Any, timeout: float, **_: Any) -> None:
+        waits.append(timeout)
+        time.sleep(0.5)
+        raise TimeoutError
+
+    monkeypatch.setattr(socket, "getaddrinfo", three)
+    monkeypatch.setattr(socket, "create_connection", nobody)
+    limit = Settings(allow_addresses=LOOPBACK, fetch_s=0.9)
+    assert refused("http://three.example/", tmp_path / "a", limit) == "fetch.timeout"
+    assert len(waits) == 2  # no time is left for the third
+    assert waits[1] <= waits[0] - 0.5
+
+
 def test_a_certificate_that_nobody_vouches_for_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
