@@ -290,4 +290,23 @@ def small(m: Sheet) -> str:
     text = (
         f"{rows[0]['layers']} blocks, {rows[0]['tokens']} tokens, where launches are the time; ms: {times}."
     )
-    return "\n".join([*lines, text, ""])
+    return "\n".join([*lines, f"{text}{_smallest(m, rows)}", ""])
+
+
+def _smallest(m: Sheet, rows: list[Sheet]) -> str:
+    """Whether launches ever are the time of a real clip: the shortest has two latent frames."""
+    fused = next((r for r in rows if r["variant"] == "fused"), None)
+    rows_of = profile(m, "fused")
+    if fused is None or not rows_of:
+        return ""
+    spent = grouped(rows_of)
+    blocks, tokens = m["size"]["config"]["num_layers"], 2 * m["size"]["tokens"] // m["size"]["latent"][0]
+    launching = blocks * fused["ms"] / fused["layers"]
+    computing = (sum(spent.values()) - spent["attention"]) * tokens / m["size"]["tokens"]
+    verdict = (
+        "nothing to win in any real clip, and the runtime has none" if computing > launching else "to win"
+    )
+    return (
+        f" At that rate {blocks} blocks are launched in {launching:.0f} ms. The shortest clip there is, 5 frames, has "
+        f"{tokens:,} tokens, whose share of linears and elementwise work alone is {computing:.0f} ms: a graph has {verdict}."
+    )
