@@ -214,6 +214,13 @@ def test_no_lock_at_all(tmp_path: Path) -> None:
         Lock.load(tmp_path / "nothing")
 
 
+@pytest.mark.parametrize(("triton", "wants"), [("3.0.0", True), ("3.2.0", True), ("3.3.0", False)])
+def test_what_a_wheel_imports_and_does_not_ask_for_is_locked(triton: str, wants: bool) -> None:
+    """Triton 3.2.0 in an image without setuptools: `import triton` ends with ModuleNotFoundError."""
+    asked = LockInputs.of(cell(triton=triton), ["small"]).requirements
+    assert ("setuptools" in asked) is wants
+
+
 def test_minimal_cells_lock_nothing(index: Index) -> None:
     assert make_lock(cell(flavour="minimal"), index=index, runtime=["small"]).wheels == ()
 
@@ -276,6 +283,11 @@ def test_committed_locks_are_up_to_date_and_hold_one_hash_a_package(folder: Path
         assert not re.search(r"[a-z]{3,}://", file.read_text())
     data = json.loads((folder / "cell.json").read_text())
     assert data["unpacked_bytes"] > data["download_bytes"] > 10**9
+
+
+@pytest.mark.parametrize("name", ["t241", "t260"])
+def test_old_tritons_come_with_setuptools(name: str) -> None:
+    assert Lock.load(ROOT / "images" / load(ROOT / "matrix.yaml").cell(name).id).wheel("setuptools")
 
 
 def test_torch_2_10_0_is_locked_to_its_third_build() -> None:

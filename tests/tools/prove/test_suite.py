@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from suite_runner import CELL, Suite
@@ -229,24 +230,112 @@ def test_a_further_pin_that_would_be_passed_over_in_silence(
     assert message in result["message"]
 
 
+RAISES = "raise RuntimeError('No CUDA GPUs are available')"
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (None, "fa3-fwd 0.0.2 has no list of its files (RECORD)"),
+        ({"native.cpython-311-x86_64-linux-gnu.so": "garbage"}, "native: "),
+        (
+            {"kernels/__init__.py": "raise ImportError('no such kernel')"},
+            "kernels: ImportError: no such kernel",
+        ),
+        ({"fa3.py": "import os; os.abort()"}, "importing ended the process with signal 6"),
+    ],
+)
+def test_a_further_pin_is_really_imported(suite: Suite, files: dict[str, str] | None, message: str) -> None:
+    """Also where a module is called like one of the suite's own (`kernels` is a name on the index)."""
+    result = pinned(suite, files)
+    assert result["status"] == "failed"
+    assert message in result["message"]
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"fa3/data.bin": ""}, "fa3-fwd 0.0.2 (not imported: it holds no module)"),
+        (
+            {"fa3.py": "print('hello')", "tests/__init__.py": RAISES, "setup.py": "raise SystemExit(1)"},
+            "0.0.2",
+        ),
+        ({"fa3.py": RAISES}, "does not import without a GPU: fa3: RuntimeError: No CUDA GPUs"),
+        ({"fa3.py": "raise ImportError('libcuda.so.1: cannot open')"}, "does not import without a GPU"),
+    ],
+)
+def test_a_further_pin_that_nothing_can_be_said_against(
+    suite: Suite, files: dict[str, str], message: str
+) -> None:
+    result = pinned(suite, files)
+    assert result["status"] == "passed", result
+    assert message in result["message"]
+
+
+def pinned(suite: Suite, files: dict[str, str] | None) -> dict[str, Any]:
+    """The check's result for an fa3-fwd of these files; None: without a list of them."""
+    installed(suite)
+    distribution(suite, "xformers", "0.0.31")
+    distribution(suite, "fa3_fwd", "0.0.2")
+    for name, text in (files or {}).items():
+        file = suite.folder / "site" / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text)
+    if files is not None:
+        record = suite.folder / "site/fa3_fwd-0.0.2.dist-info/RECORD"
+        record.write_text("".join(f"{name},,\n" for name in files))
+    return suite.one("versions", cell=PINNED)
+
+
+def test_versions_are_compared_as_versions(suite: Suite) -> None:
+    suite.add(
+        "compares",
+        """
+        from pins import same_release
+        from result import passed
+        ID, TIERS, LIMIT_S = "compares", ("cpu",), 20
+        PAIRS = [("2.2", "2.2.0"), ("2.2.0+cu126", "2.2"), ("2.8.3.post1", "2.8.3.post1"), ("2.2", "2.2.1"),
+                 ("2.20", "2.2"), ("2.8.3.post1", "2.8.3"), ("1.0rc1", "1.0")]
+        def run(ctx):
+            return passed("", same=[same_release(*pair) for pair in PAIRS])
+        """,
+    )
+    assert suite.run("compares")["facts"]["same"] == [True, True, True, False, False, False, False]
+
+
+def test_a_triton_that_does_not_import_is_a_failure_in_its_words(suite: Suite) -> None:
+    """3.2.0 without setuptools, as the first image of t260 showed."""
+    installed(suite)
+    suite.module("triton", "import setuptools_that_is_not_there")
+    result = suite.one("versions", cell={**CELL, "xformers": None})
+    assert result["status"] == "failed"
+    assert "triton 3.3.1 is installed and does not import: ModuleNotFoundError" in result["message"]
+
+
 def test_flash_attn_3_that_a_cell_pins_must_run_on_a_hopper(suite: Suite) -> None:
     suite.add(
         "judges",
         """
+        from checks.generate import kernel_of
         from checks.generate_gpu import missing_flash3
         from result import passed
         ID, TIERS, LIMIT_S = "judges", ("cpu",), 20
         def run(ctx):
             cudnn, own = ("cudnn", "torch"), ("flash_attn_3", "fa3_fwd_interface")
-            said = missing_flash3(ctx.cell, (9, 0), cudnn)
-            others = [missing_flash3(ctx.cell, (9, 0), own), missing_flash3(ctx.cell, (8, 9), cudnn),
-                      missing_flash3({"name": "no pins"}, (9, 0), cudnn), missing_flash3(None, (9, 0), cudnn)]
-            return passed(said, others=others)
+            copy, old = ("flash_attn_3", "xformers.ops.fmha.flash3"), kernel_of({})
+            bad = [missing_flash3(ctx.cell, (9, 0), ran) for ran in (cudnn, copy, old)]
+            good = [missing_flash3(ctx.cell, (9, 0), own), missing_flash3(ctx.cell, (8, 9), cudnn),
+                    missing_flash3({"name": "no pins"}, (9, 0), old), missing_flash3(None, (9, 0), cudnn)]
+            return passed("", bad=bad, good=good)
         """,
     )
-    report = suite.run("judges", cell=PINNED)
-    assert report["results"][0]["message"] == "the cell pins fa3-fwd, and attention auto took cudnn of torch"
-    assert report["facts"]["others"] == [""] * 4
+    facts = suite.run("judges", cell=PINNED)["facts"]
+    assert [said.rpartition(": ")[2] for said in facts["bad"]] == [
+        "it took cudnn of torch",
+        "it took flash_attn_3 of xformers.ops.fmha.flash3",
+        "the runtime does not say what it took",
+    ]
+    assert facts["good"] == [""] * 4
 
 
 def test_a_foreign_image_is_recorded_not_compared(suite: Suite) -> None:

@@ -20,6 +20,7 @@ __all__ = [
     "stable_abi",
     "toolkit_driver",
     "torch_floor",
+    "undeclared",
 ]
 
 Floor = tuple[str, str]  # (value, source)
@@ -47,6 +48,15 @@ def torch_floor(package: str, version: str) -> Floor | None:
         if entry["package"] == package and _within(version, entry["versions"]):
             return entry["torch"], entry["source"]
     return None
+
+
+def undeclared(package: str, version: str) -> tuple[Floor, ...]:
+    """(requirement, source) for each project that this release imports and its wheel does not ask for."""
+    return tuple(
+        (entry["needs"], entry["source"])
+        for entry in _data()["undeclared"]
+        if entry["package"] == package and _within(version, entry["versions"])
+    )
 
 
 def numpy_window(torch: str) -> Floor:

@@ -17,6 +17,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from mtbuild.errors import InfrastructureError, InputError
+from mtbuild.plan.floors import undeclared
 from mtbuild.plan.resolve import resolve
 from mtbuild.plan.select import choose
 from mtbuild.plan.tags import Target
@@ -75,7 +76,7 @@ class LockInputs:
             glibc=cell.base.glibc,
             pins=pins,
             no_deps=tuple(sorted(canonicalize_name(name) for name in cell.no_deps)) if pins else (),
-            requirements=tuple(sorted({*runtime, *_ALWAYS})) if pins else (),
+            requirements=tuple(sorted({*runtime, *_ALWAYS, *_unasked(cell)})) if pins else (),
         )
 
 
@@ -203,6 +204,11 @@ def check(cell: Cell, folder: Path, *, runtime: Sequence[str] = ()) -> None:
             held = wheel.version if wheel else "(nothing)"
             msg = f"the lock holds {name} {held}, the cell asks for {version}"
             raise InputError(msg, where=where, fix=fix)
+
+
+def _unasked(cell: Cell) -> set[str]:
+    """What the cell's own releases import and no metadata asks for: without it the image is broken."""
+    return {need for name, version in cell.pins.items() for need, _ in undeclared(name, version)}
 
 
 def _said(value: object, other: object) -> str:

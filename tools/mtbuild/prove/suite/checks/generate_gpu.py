@@ -12,7 +12,8 @@ from checks.generate import kernel_of, make
 ID = "generate.gpu"
 TIERS = ("gpu",)
 LIMIT_S = 600
-FLASH_3 = frozenset({"fa3-fwd", "flash-attn-3"})  # distributions; wan.flash3 says what else carries it
+# distribution → module, in the order in which `wan.flash3` looks; xFormers may carry a copy beside them
+FLASH_3 = {"flash-attn-3": "flash_attn_interface", "fa3-fwd": "fa3_fwd_interface"}
 
 
 def run(ctx: Context) -> CheckResult:
@@ -59,7 +60,9 @@ def run(ctx: Context) -> CheckResult:
 
 def missing_flash3(cell: dict | None, capability: tuple, ran: tuple) -> str:
     """What is wrong where a cell pins flash-attn 3, the GPU is a Hopper, and a job's `auto` was not that."""
-    pinned = set((cell or {}).get("packages", {})) & FLASH_3
-    if not pinned or tuple(capability) != (9, 0) or ran[0] == "flash_attn_3":
+    pinned = [name for name in FLASH_3 if name in (cell or {}).get("packages", {})]
+    if not pinned or tuple(capability) != (9, 0) or tuple(ran) == ("flash_attn_3", FLASH_3[pinned[0]]):
         return ""
-    return f"the cell pins {', '.join(sorted(pinned))}, and attention auto took {ran[0]} of {ran[1]}"
+    kernel, module = ran
+    took = "the runtime does not say what it took" if kernel is None else f"it took {kernel} of {module}"
+    return f"the cell pins {pinned[0]}, and attention auto was to be {FLASH_3[pinned[0]]}'s: {took}"
