@@ -12,7 +12,7 @@ import random
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +130,7 @@ class MultiTalkPipeline:
             kernels=kernels,
             linears=linears,
         )
-        self.linears = linears
+        self.linears, self.weights = linears, quant or "bf16"
         buckets = BUCKETS | network_sizes(checkpoint_dir, "buckets")
         self._setup(config, parts, device, rank, num_timesteps, use_timestep_transform, buckets)
         if use_usp or cfg_parallel:
@@ -145,13 +145,15 @@ class MultiTalkPipeline:
         *,
         rank: int = 0,
         buckets: Mapping[str, Buckets] = BUCKETS,
+        weights: str = "bf16",
     ) -> MultiTalkPipeline:
-        """A pipeline of models that are loaded already."""
+        """A pipeline of models that are loaded already, the DiT with `weights` of `wan.quality`."""
         pipeline = cls.__new__(cls)
+        pipeline.weights = weights
         pipeline._setup(config, parts, torch.device(device), rank, config.num_train_timesteps, True, buckets)
         return pipeline
 
-    linears = "bf16"
+    linears = weights = "bf16"
 
     def _setup(
         self,
@@ -293,7 +295,7 @@ class MultiTalkPipeline:
     @contextmanager
     def _switched(self, switches: Switches | None, frame_num: int, speakers: int) -> Iterator[None]:
         """The model set to the switches, then as it was; absorb_audio "auto" is what this machine allows.
-        Raises ValueError for linears it has not.
+        Raises ValueError for linears it has not, and for absorbed projections of quantised weights.
         """
         if switches is None:
             yield
@@ -301,6 +303,7 @@ class MultiTalkPipeline:
         if switches.linears != self.linears:
             msg = f"linears {switches.linears!r} can't be had: the model was loaded with {self.linears!r}"
             raise ValueError(msg)
+        switches = replace(switches, weights=self.weights)
         machine = Machine.here(self.device, resident=self.offloader is None)
         latent_frames = 1 + (frame_num - 1) // self.config.vae_stride[0]
         absorb = absorbed(switches, machine, latent_frames=latent_frames, speakers=speakers)

@@ -5,7 +5,8 @@
 | `exact` (default) | nothing: bf16 model as published, fp32 VAE, all steps; no lossy code is imported. |
 |  | Only where rounding happens differs: audio projections are multiplied into keys and values where the |
 |  | memory is there (error against fp32 1.02 times the original order's; docs/performance.md) |
-| `near` | VAE decodes in bf16; audio projections are multiplied, or it is an error (20 GiB more memory) |
+| `near` | VAE decodes in bf16; audio projections are multiplied, or it is an error (20 GiB more memory); |
+|  | of two speakers those of the pass without speech alone can be |
 | `fast` | `near`'s decoding; the block's linears multiply in fp8, row by row; attention stays exact |
 |  | unless `attention` is set to `fp8` beside it |
 | `turbo` | `near`'s decoding; 8 steps without text guidance, which needs a distilled LoRA |
@@ -229,13 +230,18 @@ def settle(
     """The setting as it will run on `machine`, see `absorbed`. Raises QualityError, with what is missing and
     what works here.
     """
-    missing = machine.lacks(setting.switches)
+
+    def resolved(switches: Switches) -> Switches:
+        chosen = absorbed(switches, machine, latent_frames=latent_frames, speakers=speakers)
+        return replace(switches, absorb_audio=chosen)
+
+    switches = resolved(setting.switches)
+    missing = machine.lacks(switches)
     if missing:
-        works = ", ".join(name for name, switches in TIERS.items() if not machine.lacks(switches))
+        works = ", ".join(name for name, each in TIERS.items() if not machine.lacks(resolved(each)))
         msg = f"quality {setting.quality!r}: {'; '.join(missing)}. What works here: {works}"
         raise QualityError(msg)
-    chosen = absorbed(setting.switches, machine, latent_frames=latent_frames, speakers=speakers)
-    return replace(setting, switches=replace(setting.switches, absorb_audio=chosen))
+    return replace(setting, switches=switches)
 
 
 def absorbed(switches: Switches, machine: Machine, *, latent_frames: int, speakers: int) -> str:

@@ -136,7 +136,7 @@ def _step(m: Sheet) -> str:
 def _people(m: Sheet) -> str:
     share = ratio(m, PEOPLE, WHOLE)
     return (
-        f"Two speakers' audio is never absorbed: against one speaker whose audio is, {share:.3f}."
+        f"What two speakers say is never absorbed (their silence is): against one speaker whose audio is, {share:.3f}."
         if share
         else ""
     )

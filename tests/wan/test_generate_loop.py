@@ -237,6 +237,23 @@ def test_open_switches_are_what_the_machine_allows(
     assert pipeline.model.runtime == before
 
 
+def test_quantised_weights_are_not_absorbed(pipeline: MultiTalkPipeline, monkeypatch) -> None:
+    """Whatever the memory: what would be multiplied is not there as a matrix."""
+    from wan.quant import quantize
+
+    quantize(pipeline.model, "int8")
+    monkeypatch.setattr("wan.multitalk.Machine.here", lambda device, *, resident: Machine(memory=140 << 30))
+    case = next(c["case"] for c in CASES.values() if c["case"]["humans"] == 1)
+    options = {**arguments(case), "sampling_steps": 1}
+    with pytest.raises(ValueError, match="use bf16 weights"):
+        pipeline.generate(job(case), **options, switches=Switches())  # taken for bf16
+    pipeline.weights = "int8"
+    pipeline.generate(job(case), **options, switches=Switches())
+    for chosen in ("all", "silence"):
+        with pytest.raises(ValueError, match=f"{chosen} needs bf16 weights, these are int8"):
+            pipeline.generate(job(case), **options, switches=Switches(absorb_audio=chosen))
+
+
 def test_what_lies_beyond_the_end_is_not_decoded(pipeline: MultiTalkPipeline, monkeypatch) -> None:
     case, asked, made = CASES["stream1"]["case"], [], []
     data = job(case)

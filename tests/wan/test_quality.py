@@ -132,6 +132,13 @@ def test_auto_becomes_what_the_memory_allows(gib, more, chosen) -> None:
     assert (settled.overrides, settled.quality) == (setting.overrides, "exact")
 
 
+def test_two_speakers_need_no_memory_for_what_is_not_absorbed() -> None:
+    small = Machine(fp8=None, memory=48 << 30)
+    with pytest.raises(QualityError, match="64 GiB"):
+        settle(expand("near"), small)
+    assert settle(expand("near"), small, speakers=2).switches.absorb_audio == "silence"
+
+
 def test_a_machine_with_all_of_it() -> None:
     for name in QUALITIES:
         settle(expand(name), GPU)

@@ -199,6 +199,11 @@ class SingleStreamAttention(nn.Module):
         into values that are bf16 already, the bias alone added 30 % to the error, measured on a GPU; here it
         adds nothing (tests/wan/test_absorbed.py), and no copy of it is made for the product to add to.
         """
+        if not isinstance(self.q_linear.weight, Tensor):
+            msg = (
+                "projections of quantised weights can't be multiplied into keys and values; use bf16 weights"
+            )
+            raise ValueError(msg)
         heads, dtype = (self.num_heads, self.head_dim), k.dtype
         k, v = k.float() * self.head_dim**-0.5, v.float()
         k = k - k.mean(1, keepdim=True)
