@@ -37,3 +37,15 @@ def test_permissions_start_from_none_and_every_job_has_a_limit(path: Path) -> No
     for name, job in workflow["jobs"].items():
         assert "permissions" in job, f"{name} states no permissions"
         assert job["timeout-minutes"] <= 180, f"{name} has no sensible limit"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_a_step_sees_one_secret_and_a_pipe_hides_no_failure(path: Path) -> None:
+    workflow = yaml.safe_load(path.read_text())
+    shell = workflow.get("defaults", {}).get("run", {}).get("shell")
+    for name, job in workflow["jobs"].items():
+        assert "secrets." not in str(job.get("env", {})), f"{name} gives a secret to all its steps"
+        for step in job["steps"]:
+            assert str(step.get("env", {})).count("secrets.") <= 1, f"{name}: {step.get('name')}"
+            if " | " in step.get("run", ""):  # GitHub's own default is `bash -e`, without pipefail
+                assert shell == "bash", f"{name}: {step.get('name')}"
