@@ -303,10 +303,14 @@ def _smallest(m: Sheet, rows: list[Sheet]) -> str:
     blocks, tokens = m["size"]["config"]["num_layers"], 2 * m["size"]["tokens"] // m["size"]["latent"][0]
     launching = blocks * fused["ms"] / fused["layers"]
     computing = (sum(spent.values()) - spent["attention"]) * tokens / m["size"]["tokens"]
-    verdict = (
-        "nothing to win in any real clip, and the runtime has none" if computing > launching else "to win"
-    )
-    return (
+    text = (
         f" At that rate {blocks} blocks are launched in {launching:.0f} ms. The shortest clip there is, 5 frames, has "
-        f"{tokens:,} tokens, whose share of linears and elementwise work alone is {computing:.0f} ms: a graph has {verdict}."
+        f"{tokens:,} tokens, whose share of linears and elementwise work alone is {computing:.0f} ms in bf16."
+    )
+    if computing <= launching:
+        return f"{text} A graph would win there; the runtime has none."
+    spread = int(computing / launching)
+    return (
+        f"{text} On one GPU a graph has nothing to win in a real clip, and the runtime has none; such a clip spread over more "
+        f"than {spread} would be bound by launches (by these figures, not measured)."
     )

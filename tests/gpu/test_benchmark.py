@@ -113,6 +113,26 @@ assert of_plain(dict(forward=off, candidates=None), "fused")[0] is None
     assert done.returncode == 0, done.stderr
 
 
+def test_what_a_graph_would_win_follows_from_the_figures() -> None:
+    code = """
+import sys
+sys.path[:0] = ["benchmarks/gpu"]
+import report_forward
+def page(ms):
+    kernels = [{"kernel": "nvjet", "ms": 1300.0}, {"kernel": "flash", "ms": 1500.0}]
+    return report_forward.small({
+        "size": {"config": {"num_layers": 40}, "tokens": 33600, "latent": [21, 80, 80]},
+        "small": [{"variant": "fused", "layers": 3, "tokens": 48, "ms": ms}],
+        "breakdown": [{"variant": "fused", "kernels": kernels}],
+    })
+quick, slow = page(3.0), page(30.0)
+assert "launched in 40 ms" in quick and "alone is 124 ms" in quick and "more than 3 would" in quick, quick
+assert "A graph would win there" in slow and "nothing to win" not in slow, slow
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_note_speaks_of_one_measurement(tmp_path: Path) -> None:
     """With another one in its place the report refuses to print the note."""
     (tmp_path / "load.json").write_text("{}")
