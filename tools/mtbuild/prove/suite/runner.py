@@ -30,7 +30,10 @@ def checks() -> dict:
 
 def describe(check: object) -> dict:
     """What `--list` prints of a check."""
-    return {"id": check.ID, "tiers": list(check.TIERS), "limit_s": check.LIMIT_S}
+    what, _, why = (" ".join(part.split()) for part in (check.__doc__ or "").strip().partition("\n\n"))
+    return {
+        "id": check.ID, "tiers": list(check.TIERS), "limit_s": check.LIMIT_S, "what": what, "why": why
+    }  # fmt: skip
 
 
 def progress(event: str, **values: object) -> None:

@@ -1,7 +1,8 @@
 """What is installed is what the cell says: Python, torch and its CUDA, triton, xformers, further pins.
 
 Read twice, from the packages' metadata and from the modules: a base image's torch that survived under a new
-metadata folder is a known failure ("tag says torch A, torch.__version__ says B"). Further pins: see `pins`.
+metadata folder is a known failure ("tag says torch A, torch.__version__ says B"). A further pin must be
+that release and import: what is pinned is wanted, and the model would do without it in silence.
 """
 
 from __future__ import annotations
