@@ -203,6 +203,8 @@ class Generator:
         given = dict(self.given)
         if given.get("linears") is None and TIERS[request.quality].lora:
             given["linears"] = loaded  # few steps go with either
+        if given.get("weights") is None and self.pipeline.weights != "bf16":
+            given["weights"] = self.pipeline.weights  # a pipeline that was not loaded here
         with as_faults():
             setting = request.setting(**given)
             wanted = setting.switches.linears

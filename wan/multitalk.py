@@ -130,7 +130,7 @@ class MultiTalkPipeline:
             kernels=kernels,
             linears=linears,
         )
-        self.linears, self.weights = linears, quant or "bf16"
+        self.linears = linears
         buckets = BUCKETS | network_sizes(checkpoint_dir, "buckets")
         self._setup(config, parts, device, rank, num_timesteps, use_timestep_transform, buckets)
         if use_usp or cfg_parallel:
@@ -145,15 +145,13 @@ class MultiTalkPipeline:
         *,
         rank: int = 0,
         buckets: Mapping[str, Buckets] = BUCKETS,
-        weights: str = "bf16",
     ) -> MultiTalkPipeline:
-        """A pipeline of models that are loaded already, the DiT with `weights` of `wan.quality`."""
+        """A pipeline of models that are loaded already."""
         pipeline = cls.__new__(cls)
-        pipeline.weights = weights
         pipeline._setup(config, parts, torch.device(device), rank, config.num_train_timesteps, True, buckets)
         return pipeline
 
-    linears = weights = "bf16"
+    linears = "bf16"
 
     def _setup(
         self,
@@ -179,6 +177,15 @@ class MultiTalkPipeline:
     @property
     def model(self) -> nn.Module:
         return self.parts.model
+
+    @property
+    def weights(self) -> str:
+        """Of the DiT: "bf16", or the kind that its linears are quantised to (`wan.quality`)."""
+        quant = sys.modules.get(f"{__package__}.quant")  # not there: nothing was quantised
+        if quant is None:
+            return "bf16"
+        found = (m for m in self.model.modules() if isinstance(m, quant.QuantLinear) and m.matmul != "fp8")
+        return next((module.kind for module in found), "bf16")
 
     def enable_vram_management(self, num_persistent_param_in_dit: int | None = None) -> None:
         """Keep about this many DiT parameters on the GPU, the other blocks in RAM, fetched ahead of their
@@ -303,7 +310,8 @@ class MultiTalkPipeline:
         if switches.linears != self.linears:
             msg = f"linears {switches.linears!r} can't be had: the model was loaded with {self.linears!r}"
             raise ValueError(msg)
-        switches = replace(switches, weights=self.weights)
+        if switches.weights == "bf16":  # what it is by default; what was loaded is what there is
+            switches = replace(switches, weights=self.weights)
         machine = Machine.here(self.device, resident=self.offloader is None)
         latent_frames = 1 + (frame_num - 1) // self.config.vae_stride[0]
         absorb = absorbed(switches, machine, latent_frames=latent_frames, speakers=speakers)

@@ -25,6 +25,8 @@ def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Paths:
     monkeypatch.setattr(engine, "_USUAL", (str(tmp_path / "none.sock"),))
     monkeypatch.setattr(engine, "_PLUGINS", ())
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker-config"))
+    monkeypatch.setenv("MTBUILD_CACHE", str(Paths.of(ROOT).cache))  # as it was, whatever HOME is
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     (tmp_path / "bin").mkdir()
     return Paths(root=tmp_path, cache=tmp_path / "cache")
@@ -148,11 +150,16 @@ def test_a_client_with_its_plugin_is_taken(
     plugin.unlink()
     plugin.symlink_to(programs / "usr/libexec/docker/cli-plugins/docker-buildx")
     assert engine.find_client() == (client, plugin)
+    home = bare.root / "home/.docker/cli-plugins/docker-buildx"
+    home.parent.mkdir(parents=True)
+    home.symlink_to(plugin.resolve())
+    plugin.unlink()
+    assert engine.find_client() == (client, home), "a DOCKER_CONFIG of one's own hides the user's plugin"
     place = shared.socket.removeprefix("unix://")
     monkeypatch.setattr(engine, "_USUAL", (place,))
     found = engine.connect(bare)
     assert (found.origin, found.socket, found.docker) == ("running", f"unix://{place}", client)
-    assert os.fspath(plugin) in found.buildx
+    assert os.fspath(home) in found.buildx
 
 
 @pytest.mark.engine

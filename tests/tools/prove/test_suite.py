@@ -170,6 +170,7 @@ def test_versions_are_compared_with_the_cell(suite: Suite) -> None:
     installed(suite)
     distribution(suite, "xformers", "0.0.31")
     assert suite.one("versions", cell=CELL)["status"] == "passed"
+    assert suite.one("versions", cell={**CELL, "triton": "3.3.1.0"})["status"] == "passed"
     wrong = suite.one("versions", cell={**CELL, "torch": "2.8.0", "cuda": "12.8"})
     assert wrong["status"] == "failed"
     assert "the cell has torch 2.8.0, the image 2.7.1" in wrong["message"]
@@ -230,6 +231,11 @@ def test_a_further_pin_that_would_be_passed_over_in_silence(
     assert message in result["message"]
 
 
+STAYS = """
+import subprocess, threading, time
+subprocess.Popen(["sleep", "300"])
+threading.Thread(target=time.sleep, args=(300,)).start()
+"""
 RAISES = "raise RuntimeError('No CUDA GPUs are available')"
 
 
@@ -243,6 +249,7 @@ RAISES = "raise RuntimeError('No CUDA GPUs are available')"
             "kernels: ImportError: no such kernel",
         ),
         ({"fa3.py": "import os; os.abort()"}, "importing ended the process with signal 6"),
+        ({"fa3.py": "import ctypes; ctypes.CDLL('libno.so.12')"}, "fa3: OSError: libno.so.12: cannot open"),
     ],
 )
 def test_a_further_pin_is_really_imported(suite: Suite, files: dict[str, str] | None, message: str) -> None:
@@ -261,6 +268,12 @@ def test_a_further_pin_is_really_imported(suite: Suite, files: dict[str, str] | 
             "0.0.2",
         ),
         ({"fa3.py": RAISES}, "does not import without a GPU: fa3: RuntimeError: No CUDA GPUs"),
+        (
+            {"fa3.py": "open('/proc/driver/nvidia/no')"},
+            "without a GPU: fa3: FileNotFoundError",
+        ),
+        ({"fa3.py": "raise OSError('libnvidia-ml.so.1: cannot open')"}, "does not import without a GPU"),
+        ({"fa3.py": STAYS, "libfa3.so": "not a module"}, "fa3-fwd 0.0.2"),
         ({"fa3.py": "raise ImportError('libcuda.so.1: cannot open')"}, "does not import without a GPU"),
     ],
 )
@@ -295,12 +308,13 @@ def test_versions_are_compared_as_versions(suite: Suite) -> None:
         from result import passed
         ID, TIERS, LIMIT_S = "compares", ("cpu",), 20
         PAIRS = [("2.2", "2.2.0"), ("2.2.0+cu126", "2.2"), ("2.8.3.post1", "2.8.3.post1"), ("2.2", "2.2.1"),
+                 ("3.0.0.b1", "3.0b1"), ("1.0-1", "1.0.post1"), ("1.0-alpha", "1.0a"),
                  ("2.20", "2.2"), ("2.8.3.post1", "2.8.3"), ("1.0rc1", "1.0")]
         def run(ctx):
             return passed("", same=[same_release(*pair) for pair in PAIRS])
         """,
     )
-    assert suite.run("compares")["facts"]["same"] == [True, True, True, False, False, False, False]
+    assert suite.run("compares")["facts"]["same"] == [True] * 3 + [False] + [True] * 3 + [False] * 3
 
 
 def test_a_triton_that_does_not_import_is_a_failure_in_its_words(suite: Suite) -> None:

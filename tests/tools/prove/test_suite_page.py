@@ -24,4 +24,5 @@ def test_every_check_says_what_must_be_true() -> None:
         assert "****" not in row, f"{name} has no docstring"
     assert "*tier gpu, images with the runtime*" in rows["generate.gpu"]
     assert "*any user*" in rows["compiler"]
+    assert "tier gpu" not in rows["compiler"] + rows["generate.weights"]
     assert "*cells with xFormers*" in rows["xformers.extension"]

@@ -183,13 +183,14 @@ def find_client() -> tuple[Path, Path] | None:
     """The first docker client on PATH and the buildx program beside it, or None if either is missing.
 
     buildx is looked for where Docker's clients look (the user's plugin folder, then the system's), and is
-    run once to see that it works.
+    run once to see that it works. A DOCKER_CONFIG of a job's own, for its login, hides no plugin of a user.
     """
     program = shutil.which("docker")
     if program is None:
         return None
-    user = Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker")
-    for folder in (str(user / "cli-plugins"), *_PLUGINS):
+    home = Path.home() / ".docker"
+    user = Path(os.environ.get("DOCKER_CONFIG") or home)
+    for folder in dict.fromkeys((str(user / "cli-plugins"), str(home / "cli-plugins"), *_PLUGINS)):
         plugin = Path(folder) / "docker-buildx"
         if not os.access(plugin, os.X_OK):
             continue

@@ -19,10 +19,11 @@ _HEAD = """# What an image is put through
 Written by `python -m mtbuild.prove.suite_page > docs/suite.md` from the checks themselves; do not edit.
 
 `mtbuild smoke` runs these checks in an unmodified container of one digest: no network, a read-only root, no
-capabilities, limits of memory and processes. Each check is a process of its own, killed at its limit. They
-run as uid 65532; those marked *any user* once more as a random uid with gid 0. Tier `gpu` runs all of them,
-tier `cpu` those without the mark; only what the host itself saw (the GPU by NVML, the container's memory on
-it) makes a run one of tier `gpu`. A required check that is skipped has not passed.
+capabilities, limits of memory and processes. Each check is a process of its own, killed at its limit. All
+run as uid 65532, those marked *any user* once more as a random uid with gid 0. Those marked *tier gpu* run
+on tier `gpu` alone, the others on both; only what the host itself saw (the GPU by NVML, the container's
+memory on it) makes a run one of tier `gpu`. A mark *cells with …* or *images with …* says where a check is
+required: elsewhere it may be skipped. A required check that is skipped has not passed.
 """
 
 

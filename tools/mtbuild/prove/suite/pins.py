@@ -1,36 +1,49 @@
 """What a cell pins beside torch, triton and xformers: is it that release, and does it import?
 
 Whoever pins flash-attn 3 wants it, and the model would take cuDNN without a word if it did not load. Each
-distribution is imported in a process of its own, without the suite's folder on the path: its modules may be
-called like ours, print, end the process, or crash.
+distribution is imported in a process of its own, after torch and without the suite's folder on the path: its
+modules may be called like ours, print, start threads or processes, end theirs, or crash.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
+import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 LIMIT_S = 60
 SUITE = Path(__file__).resolve().parent
 NOT_FOR_USE = {"setup", "conftest", "test", "tests", "docs", "examples", "benchmarks", "scripts"}
-SAYS = "mtbuild-pin:"
-IMPORT = f"""
-import importlib, sys
-sys.path[:] = [place for place in sys.path if place not in ("", {str(SUITE)!r})]
-for name in sys.argv[1:]:
+DRIVERS = re.compile(r"lib(cuda|nvcuvid|nvoptix|nvidia-[\w-]+)\.so")  # come with a GPU, not with an image
+IMPORT = """
+import importlib, os, sys
+answer, suite, *names = sys.argv[1:]
+sys.path[:] = [place for place in sys.path if place not in ("", suite)]
+kind = said = ""
+try:
+    import torch  # whose libraries a native module may need, as in any program that uses it
+except BaseException:
+    pass
+for name in names:
     try:
         importlib.import_module(name)
     except BaseException as error:
-        kind = "loader" if isinstance(error, (ImportError, OSError)) else "other"
-        said = name + ": " + type(error).__name__ + ": " + " ".join(str(error).split())
-        print("\\n{SAYS}" + kind + ":" + said[:300])
-        sys.exit(1)
-print("\\n{SAYS}")
+        # dlopen's errors have no errno; a file or program that is absent has one
+        unloaded = isinstance(error, OSError) and error.errno is None
+        kind = "loader" if isinstance(error, ImportError) or unloaded else "other"
+        said = f"{name}: {type(error).__name__}: " + " ".join(str(error).split())
+        break
+with open(answer, "w") as file:
+    file.write(f"{kind}\\n{said[:300]}")
+os._exit(0)  # whatever it started
 """
 
 
@@ -46,8 +59,8 @@ class Pin:
 
 
 def look(name: str, wanted: str, *, tier: str) -> Pin:
-    """Version by metadata, then an import. On tier cpu an error that is not the loader's proves nothing: the
-    package may look for a GPU; tier gpu decides."""
+    """Version by metadata, then an import. On tier cpu only what the loader says proves anything, and not of
+    the driver's libraries: a package may look for a GPU. Tier gpu decides."""
     try:
         found = metadata.distribution(name)
     except metadata.PackageNotFoundError:
@@ -63,58 +76,76 @@ def look(name: str, wanted: str, *, tier: str) -> Pin:
     kind, said = import_apart(names)
     if not said:
         return Pin(name, have)
-    # "loader": a module or library is absent, or is for another torch. The driver's own comes with a GPU.
-    if tier == "cpu" and (kind != "loader" or "libcuda.so" in said):
+    if tier == "cpu" and (kind == "other" or DRIVERS.search(said)):
         return Pin(name, have, note=f"does not import without a GPU: {said}")
     return Pin(name, have, wrong=f"{name} {have} is installed and does not import: {said}")
 
 
 def modules(files) -> list:
-    """The modules and packages at a distribution's top: Python files, native ones, folders with either."""
-    tops = set()
+    """The modules at a distribution's top: packages and Python files, then native ones, which may need the
+    former."""
+    python, native = set(), set()
     for file in files:
         first, last = file.parts[0], file.parts[-1]
-        if len(file.parts) == 1 and (first.endswith(".py") or re.search(r"\.(so|abi3\.so)$", first)):
-            tops.add(first.partition(".")[0])
-        elif len(file.parts) == 2 and last == "__init__.py":
-            tops.add(first)
-    return sorted(top for top in tops if top.isidentifier() and top not in NOT_FOR_USE)
+        if len(file.parts) == 2 and last == "__init__.py":
+            python.add(first)
+        elif len(file.parts) == 1 and first.endswith(".py"):
+            python.add(first[:-3])
+        elif len(file.parts) == 1 and first.endswith(tuple(EXTENSION_SUFFIXES)):
+            native.add(first.partition(".")[0])
+    native = {name for name in native - python if not name.startswith("lib")}
+    found = [*sorted(python), *sorted(native)]
+    return [name for name in found if name.isidentifier() and name not in NOT_FOR_USE]
 
 
 def import_apart(names: list) -> tuple:
-    """(kind of error, what it says), both empty if all of them import."""
-    command = [sys.executable, "-c", IMPORT, *names]
-    try:
-        done = subprocess.run(
-            command,
+    """(kind of error, what it says), both empty if all of them import. Kinds: "loader" (a module or library
+    is absent, or for another torch), "crash", "other"."""
+    with tempfile.TemporaryDirectory() as folder:
+        answer = Path(folder, "answer")
+        process = subprocess.Popen(
+            [sys.executable, "-c", IMPORT, str(answer), str(SUITE), *names],
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            timeout=LIMIT_S,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
             env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+            start_new_session=True,
         )
-    except subprocess.TimeoutExpired:
-        return "loader", f"{', '.join(names)}: not imported within {LIMIT_S} s"
-    text = done.stdout.decode("utf-8", "replace")
-    said = [line[len(SAYS) :] for line in text.splitlines() if line.startswith(SAYS)]
-    if not said:
-        end = f"signal {-done.returncode}" if done.returncode < 0 else f"status {done.returncode}"
-        return "loader", f"{', '.join(names)}: importing ended the process with {end}"
-    kind, _, words = said[-1].partition(":")
-    return kind, words
+        late = False
+        try:
+            process.wait(timeout=LIMIT_S)
+        except subprocess.TimeoutExpired:
+            late = True
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # and what it started
+        process.wait()
+        if answer.exists():
+            kind, _, said = answer.read_text().partition("\n")
+            return kind, said
+    if late:
+        return "other", f"{', '.join(names)}: not imported within {LIMIT_S} s"
+    code = process.returncode
+    end = f"signal {-code}" if code < 0 else f"status {code}"
+    return "crash", f"{', '.join(names)}: importing ended the process with {end}"
 
 
 def same_release(one: str, other: str) -> bool:
-    """Whether two versions are the same but for local parts and trailing zeros: 2.2 and 2.2.0+cu126."""
+    """Whether two versions are the same but for local parts, trailing zeros and spelling: 2.2 and
+    2.2.0+cu126, 3.0.0.b1 and 3.0b1. The image need not hold `packaging`."""
     return _key(one) == _key(other)
 
 
 def _key(version: str) -> tuple:
-    public = str(version).partition("+")[0].lower()
+    public = str(version).partition("+")[0].strip().lower().removeprefix("v")
     release = re.match(r"\d+(\.\d+)*", public)
     if release is None:
         return (public,)
     numbers = [int(number) for number in release[0].split(".")]
     while numbers[-1:] == [0]:
         numbers.pop()
-    return (tuple(numbers), public[release.end() :])
+    rest = re.sub(r"^-(\d+)$", r"post\1", public[release.end() :])
+    rest = re.sub(r"[-_.]", "", rest)
+    for long, short in (("alpha", "a"), ("beta", "b"), ("preview", "rc"), ("pre", "rc"), ("rev", "post")):
+        rest = rest.replace(long, short)
+    rest = re.sub(r"^c(?=\d)", "rc", rest)
+    return (tuple(numbers), rest)

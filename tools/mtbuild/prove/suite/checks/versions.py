@@ -10,7 +10,7 @@ from __future__ import annotations
 import platform
 from importlib import import_module, metadata
 
-from pins import look
+from pins import look, same_release
 from result import CheckResult, Context, failed, passed
 
 ID = "versions"
@@ -33,12 +33,12 @@ def run(ctx: Context) -> CheckResult:
         found["cuda"] = torch.version.cuda
         facts["versions__cuda"] = torch.version.cuda
         facts["versions__torch_module"] = str(torch.__version__)
-        if _public(torch.__version__) != _public(found["torch"]):
+        if not same_release(torch.__version__, found["torch"]):
             wrong.append(
                 f"torch's metadata says {found['torch']}, torch.__version__ says {torch.__version__}"
             )
     triton = _imported("triton", found, wrong)
-    if triton is not None and _public(triton.__version__) != _public(found["triton"]):
+    if triton is not None and not same_release(triton.__version__, found["triton"]):
         wrong.append(
             f"triton's metadata says {found['triton']}, triton.__version__ says {triton.__version__}"
         )
@@ -57,7 +57,7 @@ def run(ctx: Context) -> CheckResult:
             continue  # a cell without xformers may sit on a base that has it; torch says which CUDA
         if have is None:
             wrong.append(f"the cell has {name} {want[name]}, the image has none")
-        elif _public(have) != _public(want[name]):
+        elif not same_release(have, want[name]):
             wrong.append(f"the cell has {name} {want[name]}, the image {have}")
     for name, version in want.get("packages", {}).items():
         pin = look(name, version, tier=ctx.tier)
@@ -90,8 +90,3 @@ def _failed(wrong: list, facts: dict) -> CheckResult:
         "a release that fits the cell's torch and CUDA",
         **facts,
     )
-
-
-def _public(version: str) -> str:
-    """Without the local part: 2.7.1+cu126 → 2.7.1."""
-    return str(version).partition("+")[0]
