@@ -21,6 +21,7 @@ from multitalk_runtime.model_dirs import ModelDirs
 from multitalk_runtime.provenance import metadata
 from multitalk_runtime.request import Request
 from multitalk_runtime.settings import Lora, Settings, SettingsError
+from wan.quality import Machine
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -97,6 +98,20 @@ def test_what_steers_sampling_is_in_the_file(tmp_path: Path) -> None:
     assert written["apg"] == {"momentum": -0.75, "norm_threshold": 55.0}
     assert written["bbox"]["person2"] == [0, 4, 8, 8]
     assert written["attention_module"] == "fa3_fwd_interface"
+
+
+def test_a_pipelines_own_weights_are_said_and_never_absorbed(
+    tiny_generator: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However it was made: nobody gave the generator a `quant`."""
+    large = Machine(memory=140 << 30)
+    monkeypatch.setattr(Machine, "here", lambda device, **_: large)
+    switches = tiny_generator.setting(ask(tmp_path / "v.mp4")).switches
+    assert (switches.weights, switches.absorb_audio) == ("bf16", "all")
+    monkeypatch.setattr(type(tiny_generator.pipeline), "weights", "int8")
+    switches = tiny_generator.setting(ask(tmp_path / "v.mp4")).switches
+    assert (switches.weights, switches.absorb_audio) == ("int8", "none")
+    assert switches.lossy == ("weights",)
 
 
 def test_an_exact_video_imports_nothing_lossy(tiny_models: Path, tmp_path: Path) -> None:
