@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from multitalk_runtime.estimate import Estimate
     from multitalk_runtime.generator import Generator, Result
     from multitalk_runtime.request import Request
-    from wan.quality import Machine, Setting, Switches
+    from wan.quality import Machine, Setting
 
 __all__ = ["main"]
 
@@ -58,6 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(flags: argparse.Namespace) -> int:
+    from wan.quality import resolve as resolve_switches
+
     check_flags(flags)
     dirs = model_dirs(flags)
     request, speech = resolve(flags)
@@ -66,7 +68,11 @@ def _main(flags: argparse.Namespace) -> int:
     with as_faults():
         setting = request.setting(**given_switches(flags))
     check_run(flags, request.output, setting.switches.attention)
-    lacks = lacking(machine(flags), setting.switches, request)
+    here = machine(flags)
+    switches = resolve_switches(
+        setting.switches, here, frames=request.frame_num, speakers=len(request.tracks)
+    )
+    lacks = here.lacks(switches)
     cost = cost_of(request, speech, dirs, flags.device)
     if setting.switches.linears == "fp8":
         cost = replace(cost, seconds=None)  # measured rates are those of bf16
@@ -244,15 +250,6 @@ def machine(flags: argparse.Namespace) -> Machine:
         return Machine(device=name, fp8=None, fp8_attention=None, loras=loras)
     with as_faults():
         return Machine.here(name, loras=loras)
-
-
-def lacking(here: Machine, switches: Switches, request: Request) -> tuple[str, ...]:
-    """What the machine has not for this job's switches."""
-    from wan.quality import absorbed
-
-    latent_frames, speakers = 1 + (request.frame_num - 1) // 4, len(request.tracks)
-    chosen = absorbed(switches, here, latent_frames=latent_frames, speakers=speakers)
-    return here.lacks(replace(switches, absorb_audio=chosen))
 
 
 def keep_audio(generator: Generator, speech: Speech, folder: Path) -> None:

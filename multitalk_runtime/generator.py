@@ -218,8 +218,7 @@ class Generator:
                 )
             resident = self.pipeline.offloader is None
             here = Machine.here(self.device, loras=self.loras, resident=resident)
-            latent_frames = 1 + (request.frame_num - 1) // 4
-            return settle(setting, here, latent_frames=latent_frames, speakers=len(request.tracks))
+            return settle(setting, here, frames=request.frame_num, speakers=len(request.tracks))
 
     def embed(self, samples: np.ndarray) -> Tensor:
         """A track [n] at 16 kHz → what the model hears: [frames, 12, 768] fp32, 25 frames a second."""

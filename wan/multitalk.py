@@ -45,7 +45,7 @@ from .pipeline_steps import (
 )
 from .preprocess import BUCKETS, Buckets, resize_and_centercrop
 from .progress import Cancelled, ProgressCallback, Reporter, TqdmBar, agreed
-from .quality import Machine, Switches, absorbed
+from .quality import Machine, Switches, resolve
 
 __all__ = [
     "OFFICIAL",
@@ -313,8 +313,7 @@ class MultiTalkPipeline:
         if switches.weights == "bf16":  # what it is by default; what was loaded is what there is
             switches = replace(switches, weights=self.weights)
         machine = Machine.here(self.device, resident=self.offloader is None)
-        latent_frames = 1 + (frame_num - 1) // self.config.vae_stride[0]
-        absorb = absorbed(switches, machine, latent_frames=latent_frames, speakers=speakers)
+        absorb = resolve(switches, machine, frames=frame_num, speakers=speakers).absorb_audio
         before = self.model.runtime
         self.model.use(
             attention=AttentionBackend(name=switches.attention),

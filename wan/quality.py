@@ -34,7 +34,7 @@ ABSORB_BYTES = 64 << 30  # of a GPU: 38 GB of weights, 22 GB of absorbed project
 # From which memory "auto" takes them, with all encoders resident beside and a third to spare: a latent frame
 # of "all" is 1 GiB, "silence" is two frames whatever the length.
 AUTO_GIB = {"all": 75, "silence": 56}
-LATENT_FRAMES = 21  # of 81 frames
+FRAMES = 81  # of a clip: 21 latent frames
 
 
 class QualityError(ValueError):
@@ -48,7 +48,7 @@ class Switches:
     attention: a name of `wan.attention_backends`. weights: "bf16" as published, or "int8" or "fp8" from a
     quantised file. linears: "bf16", or "fp8" for those of the blocks that see every token. vae_decode: "fp32"
     or "bf16"; encoding is always fp32. absorb_audio: "none", "silence" (only in the pass without speech:
-    2 GB), "all" (22 GB), see `modules.runtime.Runtime`, or "auto", see `absorbed`. step_cache: a TeaCache
+    2 GB), "all" (22 GB), see `modules.runtime.Runtime`, or "auto", see `resolve`. step_cache: a TeaCache
     threshold, or None to run every step. lora: whether a distilled LoRA is merged. steps, shift (None: the
     size's own) and guidance scales: of the sampling.
     """
@@ -224,28 +224,24 @@ def fp8_attention_problem(capability: tuple[int, int]) -> str | None:
     return None if found.descales else f"{found.source} carries flash-attn 3 without fp8; install fa3-fwd"
 
 
-def settle(
-    setting: Setting, machine: Machine, *, latent_frames: int = LATENT_FRAMES, speakers: int = 1
-) -> Setting:
-    """The setting as it will run on `machine`, see `absorbed`. Raises QualityError, with what is missing and
+def settle(setting: Setting, machine: Machine, *, frames: int = FRAMES, speakers: int = 1) -> Setting:
+    """The setting as it will run on `machine`, see `resolve`. Raises QualityError, with what is missing and
     what works here.
     """
-
-    def resolved(switches: Switches) -> Switches:
-        chosen = absorbed(switches, machine, latent_frames=latent_frames, speakers=speakers)
-        return replace(switches, absorb_audio=chosen)
-
-    switches = resolved(setting.switches)
+    switches = resolve(setting.switches, machine, frames=frames, speakers=speakers)
     missing = machine.lacks(switches)
     if missing:
-        works = ", ".join(name for name, each in TIERS.items() if not machine.lacks(resolved(each)))
+        tiers = {
+            name: resolve(each, machine, frames=frames, speakers=speakers) for name, each in TIERS.items()
+        }
+        works = ", ".join(name for name, each in tiers.items() if not machine.lacks(each))
         msg = f"quality {setting.quality!r}: {'; '.join(missing)}. What works here: {works}"
         raise QualityError(msg)
     return replace(setting, switches=switches)
 
 
-def absorbed(switches: Switches, machine: Machine, *, latent_frames: int, speakers: int) -> str:
-    """What absorb_audio comes to: "none", "silence" or "all".
+def resolve(switches: Switches, machine: Machine, *, frames: int = FRAMES, speakers: int = 1) -> Switches:
+    """The switches with what absorb_audio comes to, for clips of `frames` frames.
 
     "auto" is "all" on a GPU of 75 GiB and one for each latent frame of a clip (96 at 81 frames), "silence"
     from 56 GiB, else "none"; "none" also with fp8 linears, which it would do away with, with quantised
@@ -256,8 +252,8 @@ def absorbed(switches: Switches, machine: Machine, *, latent_frames: int, speake
     if wanted == "auto":
         able = machine.resident and switches.linears == switches.weights == "bf16"
         gib = (machine.memory or 0) >> 30 if able else 0
-        needs = AUTO_GIB | {"all": AUTO_GIB["all"] + latent_frames}
-        if speakers > 1:
-            del needs["all"]
+        needs = AUTO_GIB | {"all": AUTO_GIB["all"] + 1 + (frames - 1) // 4}
         wanted = next((name for name, need in needs.items() if gib >= need), "none")
-    return "silence" if wanted == "all" and speakers > 1 else wanted
+    if wanted == "all" and speakers > 1:
+        wanted = "silence"
+    return replace(switches, absorb_audio=wanted)

@@ -10,12 +10,12 @@ from report_base import OPEN, TUNED, Found, Sheet, median, of_plain, ratio, refu
 from report_forward import attention_rate, grouped, kept_up, linear_rate, profile, rounding_ms
 from report_parts import outside, share_of_disk, vae_row
 
-from wan.quality import AUTO_GIB, LATENT_FRAMES
+from wan.quality import AUTO_GIB, FRAMES
 
 WHOLE, PART, PEOPLE = "fused, absorbed", "fused", "fused, two speakers"
 FAST, FAST_8 = "fast, fp8 linears", "fast, fp8 linears, fp8 attention"
 SILENCE = "fused, silence absorbed"
-ROOMY = AUTO_GIB["all"] + LATENT_FRAMES  # GiB from which `settle` absorbs all audio of 81 frames
+ROOMY = AUTO_GIB["all"] + 1 + (FRAMES - 1) // 4  # GiB from which `settle` absorbs all audio of 81 frames
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -115,19 +115,19 @@ def test_lossy_attention_needs_its_units() -> None:
         (None, {}, "none"), (24, {}, "none"), (47, {}, "none"), (80, {}, "silence"), (95, {}, "silence"),
         (140, {}, "all"), (140, {"linears": "fp8"}, "none"), (140, {"resident": False}, "none"),
         (140, {"absorb_audio": "none"}, "none"), (80, {"absorb_audio": "all"}, "all"),
-        (140, {"weights": "int8"}, "none"), (140, {"latent_frames": 51}, "all"),
-        (140, {"latent_frames": 101}, "silence"),
+        (140, {"weights": "int8"}, "none"), (140, {"frames": 201}, "all"),
+        (140, {"frames": 401}, "silence"),
         (140, {"speakers": 2}, "silence"), (24, {"speakers": 2}, "none"),
         (140, {"speakers": 2, "absorb_audio": "all"}, "silence"),
         (140, {"speakers": 2, "absorb_audio": "none"}, "none"),
     ],
 )  # fmt: skip
 def test_auto_becomes_what_the_memory_allows(gib, more, chosen) -> None:
-    resident, latent_frames = more.pop("resident", True), more.pop("latent_frames", 21)
+    resident, frames = more.pop("resident", True), more.pop("frames", 81)
     speakers = more.pop("speakers", 1)
     machine = Machine(fp8=None, memory=None if gib is None else gib << 30, resident=resident)
     setting = expand("exact", **more)
-    settled = settle(setting, machine, latent_frames=latent_frames, speakers=speakers)
+    settled = settle(setting, machine, frames=frames, speakers=speakers)
     assert settled.switches.absorb_audio == chosen
     assert (settled.overrides, settled.quality) == (setting.overrides, "exact")
 

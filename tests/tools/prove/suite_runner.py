@@ -14,7 +14,7 @@ from typing import Any
 from mtbuild.prove.report import validate
 from mtbuild.prove.smoke import SUITE
 
-__all__ = ["CELL", "USER", "Suite"]
+__all__ = ["CELL", "TORCH", "USER", "Suite", "distribution", "installed"]
 
 USER = f"{os.getuid()}:{os.getgid()}"
 CELL = {
@@ -88,3 +88,20 @@ class Suite:
     def one(self, check: str, env: dict[str, str] | None = None, **changes: Any) -> dict[str, Any]:
         result: dict[str, Any] = self.run(check, env=env, **changes)["results"][0]
         return result
+
+
+TORCH = "__version__ = '2.7.1+cu126'\nclass version:\n    cuda = '12.6'\n"
+
+
+def distribution(suite: Suite, name: str, version: str, requires: str = "") -> None:
+    folder = suite.folder / "site" / f"{name}-{version}.dist-info"
+    folder.mkdir(parents=True)
+    need = f"Requires-Dist: {requires}\n" if requires else ""
+    (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{need}")
+
+
+def installed(suite: Suite, torch: str = "2.7.1", module: str = TORCH) -> None:
+    distribution(suite, "torch", torch)
+    suite.module("torch", module)
+    distribution(suite, "triton", "3.3.1")
+    suite.module("triton", "__version__ = '3.3.1'\n")

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import subprocess
 import sys
 import tempfile
-from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
+
+from processes import ending, finish
 
 LIMIT_S = 60
 SUITE = Path(__file__).resolve().parent
@@ -111,41 +111,20 @@ def import_apart(names: list) -> tuple:
             env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
             start_new_session=True,
         )
-        late = False
-        try:
-            process.wait(timeout=LIMIT_S)
-        except subprocess.TimeoutExpired:
-            late = True
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # and what it started
-        process.wait()
+        late = finish(process, LIMIT_S)
         if answer.exists():
             kind, _, said = answer.read_text().partition("\n")
             return kind, said
     if late:
         return "other", f"{', '.join(names)}: not imported within {LIMIT_S} s"
-    code = process.returncode
-    end = f"signal {-code}" if code < 0 else f"status {code}"
-    return "crash", f"{', '.join(names)}: importing ended the process with {end}"
+    return "crash", f"{', '.join(names)}: importing ended the process with {ending(process)}"
 
 
 def same_release(one: str, other: str) -> bool:
-    """Whether two versions are the same but for local parts, trailing zeros and spelling: 2.2 and
-    2.2.0+cu126, 3.0.0.b1 and 3.0b1. The image need not hold `packaging`."""
-    return _key(one) == _key(other)
-
-
-def _key(version: str) -> tuple:
-    public = str(version).partition("+")[0].strip().lower().removeprefix("v")
-    release = re.match(r"\d+(\.\d+)*", public)
-    if release is None:
-        return (public,)
-    numbers = [int(number) for number in release[0].split(".")]
-    while numbers[-1:] == [0]:
-        numbers.pop()
-    rest = re.sub(r"^-(\d+)$", r"post\1", public[release.end() :])
-    rest = re.sub(r"[-_.]", "", rest)
-    for long, short in (("alpha", "a"), ("beta", "b"), ("preview", "rc"), ("pre", "rc"), ("rev", "post")):
-        rest = rest.replace(long, short)
-    rest = re.sub(r"^c(?=\d)", "rc", rest)
-    return (tuple(numbers), rest)
+    """Whether two versions are the same but for local parts: 2.2 and 2.2.0+cu126. In an image without
+    `packaging` (a foreign one, under `minimal`) they must be spelled alike."""
+    try:
+        from packaging.version import Version
+    except ImportError:
+        return one.partition("+")[0] == other.partition("+")[0]
+    return Version(Version(one).public) == Version(Version(other).public)

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 import traceback
-from contextlib import suppress
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 
+from processes import ending, finish
 from result import CheckResult, Context
 
 HERE = Path(__file__).resolve().parent
@@ -116,15 +115,7 @@ def _in_process(path: Path, name: str, limit_s: float) -> CheckResult:
             start_new_session=True,
         )
         os.close(write)
-        late = False
-        try:
-            process.wait(timeout=limit_s)
-        except subprocess.TimeoutExpired:
-            late = True
-        # what a check leaves running holds the pipe open and the container busy
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        late = finish(process, limit_s)
         with os.fdopen(read, "rb") as stream:
             answer = stream.read()
         log.seek(0)
@@ -140,10 +131,9 @@ def _in_process(path: Path, name: str, limit_s: float) -> CheckResult:
     try:
         values = json.loads(answer)
     except ValueError:
-        end = f"signal {-process.returncode}" if process.returncode < 0 else f"status {process.returncode}"
         return CheckResult(
             "error",
-            f"the check's process ended with {end} and no result",
+            f"the check's process ended with {ending(process)} and no result",
             detail=output,
             diagnosis="a crash in native code, or the memory limit of the container",
             fix="look at the output under `detail`; raise --memory if the kernel ended it",
