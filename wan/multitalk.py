@@ -12,7 +12,7 @@ import random
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -302,7 +302,7 @@ class MultiTalkPipeline:
     @contextmanager
     def _switched(self, switches: Switches | None, frame_num: int, speakers: int) -> Iterator[None]:
         """The model set to the switches, then as it was; absorb_audio "auto" is what this machine allows.
-        Raises ValueError for linears it has not, and for absorbed projections of quantised weights.
+        Raises ValueError for linears it has not.
         """
         if switches is None:
             yield
@@ -310,8 +310,6 @@ class MultiTalkPipeline:
         if switches.linears != self.linears:
             msg = f"linears {switches.linears!r} can't be had: the model was loaded with {self.linears!r}"
             raise ValueError(msg)
-        if switches.weights == "bf16":  # what it is by default; what was loaded is what there is
-            switches = replace(switches, weights=self.weights)
         machine = Machine.here(self.device, resident=self.offloader is None)
         absorb = resolve(switches, machine, frames=frame_num, speakers=speakers).absorb_audio
         before = self.model.runtime

@@ -7,8 +7,8 @@
 |  | memory is there (error against fp32 1.02 times the original order's; docs/performance.md) |
 | `near` | VAE decodes in bf16; audio projections are multiplied, or it is an error (20 GiB more memory); |
 |  | of two speakers those of the pass without speech alone can be |
-| `fast` | `near`'s decoding; the block's linears multiply in fp8, row by row; attention stays exact |
-|  | unless `attention` is set to `fp8` beside it |
+| `fast` | `near`'s decoding; the block's linears multiply in fp8, row by row, but for audio projections |
+|  | that are multiplied as in `exact`; attention stays exact unless `attention` is set to `fp8` beside it |
 | `turbo` | `near`'s decoding; 8 steps without text guidance, which needs a distilled LoRA |
 
 An explicit switch given beside the word wins, and `Setting.overrides` says so. `settle` replaces "auto" by
@@ -48,7 +48,8 @@ class Switches:
     attention: a name of `wan.attention_backends`. weights: "bf16" as published, or "int8" or "fp8" from a
     quantised file. linears: "bf16", or "fp8" for those of the blocks that see every token. vae_decode: "fp32"
     or "bf16"; encoding is always fp32. absorb_audio: "none", "silence" (only in the pass without speech:
-    2 GB), "all" (22 GB), see `modules.runtime.Runtime`, or "auto", see `resolve`. step_cache: a TeaCache
+    2 GB), "all" (22 GB), see `modules.runtime.Runtime`, or "auto", see `resolve`; whatever the weights and
+    linears, for those projections run in bf16 then. step_cache: a TeaCache
     threshold, or None to run every step. lora: whether a distilled LoRA is merged. steps, shift (None: the
     size's own) and guidance scales: of the sampling.
     """
@@ -76,12 +77,6 @@ class Switches:
             if getattr(self, name) not in known:
                 msg = f"{name} {getattr(self, name)!r} is not one of {', '.join(known)}"
                 raise QualityError(msg)
-        if self.linears == "fp8" and self.absorb_audio in ("silence", "all"):
-            msg = "absorb_audio does away with linears that fp8 would speed up; choose one of the two"
-            raise QualityError(msg)
-        if self.weights != "bf16" and self.absorb_audio in ("silence", "all"):
-            msg = f"absorb_audio {self.absorb_audio} needs bf16 weights, these are {self.weights}; use none"
-            raise QualityError(msg)
 
     @property
     def lossy(self) -> tuple[str, ...]:
@@ -244,14 +239,13 @@ def resolve(switches: Switches, machine: Machine, *, frames: int = FRAMES, speak
     """The switches with what absorb_audio comes to, for clips of `frames` frames.
 
     "auto" is "all" on a GPU of 75 GiB and one for each latent frame of a clip (96 at 81 frames), "silence"
-    from 56 GiB, else "none"; "none" also with fp8 linears, which it would do away with, with quantised
-    weights, and where blocks are streamed. "all" of two speakers is "silence": each of their tokens hears a
-    mixture of its own, so that only the pass without speech has projections that can be multiplied.
+    from 56 GiB, else "none"; "none" also where blocks are streamed. "all" of two speakers is "silence": each
+    of their tokens hears a mixture of its own, so that only the pass without speech has projections that can
+    be multiplied.
     """
     wanted = switches.absorb_audio
     if wanted == "auto":
-        able = machine.resident and switches.linears == switches.weights == "bf16"
-        gib = (machine.memory or 0) >> 30 if able else 0
+        gib = (machine.memory or 0) >> 30 if machine.resident else 0
         needs = AUTO_GIB | {"all": AUTO_GIB["all"] + 1 + (frames - 1) // 4}
         wanted = next((name for name, need in needs.items() if gib >= need), "none")
     if wanted == "all" and speakers > 1:

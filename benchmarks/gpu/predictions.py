@@ -35,6 +35,10 @@ PREDICTED = {
         "fused, absorbed, cross kernel": ("both", 2785),
         "fast, fp8 linears": ("the linears' 670 ms less", 2295),
         "fast, fp8 linears, fp8 attention": ("self-attention at 950 TFLOP/s, 50 ms for rounding", 1830),
+        "fast, fp8 linears, fp8 attention, absorbed": (
+            "125 ms of linears and attention for 65 of products",
+            1860,
+        ),
     },
 }
 # The forward's variants as the candidates' run names them, where the names differ. There flash-attn 3 did
@@ -44,8 +48,6 @@ TWINS = {
     "fused, cuDNN": "fused",
     "fused, absorbed, cross kernel": "fused, absorbed, cross kernel, flash-attn 3",
 }
-# ms a forward for q, k and v to fp8 by `head_extremes` and `quantize_heads` instead of PyTorch's operations.
-ROUNDING_MS = 30
 # Of the other parts: (what, value), likewise before the first run.
 OTHERS = {
     "hybrid": ("step on 2 GPUs, whole passes first: × one GPU", 1.96),

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from predictions import OTHERS, PREDICTED, ROUNDING_MS
+from predictions import OTHERS, PREDICTED
 from report_base import OPEN, TUNED, Found, Sheet, median, of_plain, ratio, refused
 from report_forward import attention_rate, grouped, kept_up, linear_rate, profile, rounding_ms
 from report_parts import outside, share_of_disk, vae_row
@@ -14,6 +14,7 @@ from wan.quality import AUTO_GIB, FRAMES
 
 WHOLE, PART, PEOPLE = "fused, absorbed", "fused", "fused, two speakers"
 FAST, FAST_8 = "fast, fp8 linears", "fast, fp8 linears, fp8 attention"
+FAST_WHOLE = f"{FAST_8}, absorbed"
 SILENCE = "fused, silence absorbed"
 ROOMY = AUTO_GIB["all"] + 1 + (FRAMES - 1) // 4  # GiB from which `settle` absorbs all audio of 81 frames
 
@@ -75,7 +76,11 @@ def aims(found: Found) -> str:
         ),
         Aim(what="VAE encode of a clip (fp32), s", bound=0.9, got=_seconds(found, encode)),
     ]
-    for name, said in ((FAST_8, "fp8 linears and attention"), (FAST, "fp8 linears")):
+    both = "fp8 linears and attention"
+    whole = f"{both}, audio absorbed"
+    if absorbs(m):
+        whole += ", as `fast` with `--attention fp8` runs here"
+    for name, said in ((FAST_WHOLE, whole), (FAST_8, both), (FAST, "fp8 linears")):
         share, how = of_plain(found, name)
         rows.append(Aim(what=f"fast forward ({said}) / plain, flash", bound=0.33, got=share, how=how))
     rows += [
@@ -143,19 +148,19 @@ def _people(m: Sheet) -> str:
 
 
 def _fast(found: Found) -> str:
-    """What is missing to the fast tier's aim."""
+    """What the fast tier's forward consists of, and what is missing to its aim."""
     m = found["forward"] or {}
-    share, _ = of_plain(found, FAST_8)
-    rows, ms = profile(m, FAST_8), median(m, FAST_8)
-    passes = rounding_ms(m, rows) if rows else 0.0
-    if not (share and ms and passes) or refused(m, FAST_8):
+    share, _ = of_plain(found, FAST_WHOLE)
+    rows, ms = profile(m, FAST_WHOLE), median(m, FAST_WHOLE)
+    if not (share and ms and rows) or refused(m, FAST_WHOLE):
         return ""
     spent, base = grouped(rows), ms / share
-    then = ms - passes + ROUNDING_MS
+    missing = f"{ms - 0.33 * base:.0f} ms are missing to 0.33. " if share > 0.33 else ""
+    one = median(m, FAST_8)
+    saves = f" It saves {one - ms:.0f} ms, and what is absorbed is not rounded to fp8." if one else ""
     return (
-        f"Fast, {ms - 0.33 * base:.0f} ms are missing to 0.33. In this run PyTorch's operations rounded q, k and v to fp8 in {passes:.0f} ms, beside "
-        f"{spent['attention']:.0f} of attention and {spent['linears']:.0f} of linears. Kernels of our own have done it since (`head_extremes`, "
-        f"`quantize_heads`), predicted at {ROUNDING_MS} ms: {then:.0f} ms a forward, {then / base:.3f}; {OPEN}."
+        f"Fast: {missing}{spent['attention']:.0f} ms are attention, {spent['linears']:.0f} linears and absorbed audio's products, {spent['our kernels']:.0f} our kernels, "
+        f"{rounding_ms(rows):.0f} of them for q, k and v to fp8. `fast` absorbs where `exact` does.{saves}"
     )
 
 
@@ -196,7 +201,7 @@ def _last(found: Found) -> str:
     if m is found["candidates"]:
         return ""
     off = {n: (median(m, n) or 0) / ms - 1 for n, (_, ms) in PREDICTED["forward"].items() if median(m, n)}
-    near = [abs(v) for n, v in off.items() if n != FAST_8]
+    near = [abs(v) for n, v in off.items() if not n.startswith(FAST_8)]
     if not near or max(near) > 0.02:
         return ""
     return (
@@ -207,13 +212,13 @@ def _last(found: Found) -> str:
 
 def _fp8(found: Found) -> str:
     m = found["forward"] or {}
-    ms, rows, predicted = median(m, FAST_8), profile(m, FAST_8), PREDICTED["forward"][FAST_8][1]
+    ms, rows, predicted = median(m, FAST_8), profile(m, FAST_WHOLE), PREDICTED["forward"][FAST_8][1]
     kernel = max((row["ms"] for row in rows if "flash" in row["kernel"]), default=0)
     if not (ms and kernel) or m is found["candidates"]:
         return ""
     config, tokens = m["size"]["config"], m["size"]["tokens"]
     work = 4 * config["num_layers"] * tokens**2 * config["dim"] / 1e9
-    passes = rounding_ms(m, rows)
+    passes = rounding_ms(rows)
     return (
         f"fp8 attention: {predicted} ms predicted, {ms:.0f} measured. Self-attention runs at {work / kernel:.0f} TFLOP/s inside a forward instead of 950 "
         f"({kernel - work / 950:.0f} ms more), rounding takes {passes:.0f} ms instead of 50."

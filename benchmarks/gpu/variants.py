@@ -210,9 +210,20 @@ VARIANTS = (
         quant="fp8",
         lossy=True,
     ),
+    Variant(
+        name="fast, fp8 linears, fp8 attention, absorbed",
+        tier="fast",
+        what="+ absorbed audio projections",
+        attention="fp8",
+        keep=True,
+        fused=True,
+        absorb=True,
+        quant="fp8",
+        lossy=True,
+    ),
 )
 ABSORBED = "fused, absorbed"
-FAST = "fast, fp8 linears, fp8 attention"
+FAST = "fast, fp8 linears, fp8 attention, absorbed"
 EXACT = "fused"
 PLAIN_TUNED = "tuned, cuDNN"
 

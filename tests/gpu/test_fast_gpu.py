@@ -26,6 +26,8 @@ def test_the_fp8_model_by_its_kernels() -> None:
         m = model(torch.bfloat16).use(ops=FUSED)
         assert speed_up(m, fused=fused) == 10 * len(m.blocks)
         results[fused] = error(m(**call(torch.bfloat16)), want)
+    absorbed = error(m.use(absorb_audio=True)(**call(torch.bfloat16)), want)
+    assert 1e-3 < absorbed < 1.02 * results[True]  # fewer linears round
     attention = m.blocks[0].self_attn
     assert joined((attention.q, attention.k, attention.v)) is not None
     assert m.runtime.ops.name == "triton, fp8"

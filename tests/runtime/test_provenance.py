@@ -100,7 +100,7 @@ def test_what_steers_sampling_is_in_the_file(tmp_path: Path) -> None:
     assert written["attention_module"] == "fa3_fwd_interface"
 
 
-def test_a_pipelines_own_weights_are_said_and_never_absorbed(
+def test_a_pipelines_own_weights_are_said(
     tiny_generator: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However it was made: nobody gave the generator a `quant`."""
@@ -110,7 +110,7 @@ def test_a_pipelines_own_weights_are_said_and_never_absorbed(
     assert (switches.weights, switches.absorb_audio) == ("bf16", "all")
     monkeypatch.setattr(type(tiny_generator.pipeline), "weights", "int8")
     switches = tiny_generator.setting(ask(tmp_path / "v.mp4")).switches
-    assert (switches.weights, switches.absorb_audio) == ("int8", "none")
+    assert (switches.weights, switches.absorb_audio) == ("int8", "all")
     assert switches.lossy == ("weights",)
 
 

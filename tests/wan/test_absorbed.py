@@ -11,6 +11,7 @@ import torch
 
 from wan.modules.attention import SingleStreamMutiAttention
 from wan.modules.multitalk_model import WanModel
+from wan.quant import quantize
 
 NAME = "dit_single_fp32"
 FP32 = 2e-5
@@ -38,6 +39,17 @@ def test_it_is_the_same_function(measured) -> None:
     assert torch.equal(m.use(absorb_audio=False, absorb_silence=True)(**call(m)), plain), (
         "speech is not silence"
     )
+
+
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
+def test_of_quantised_weights_it_is_the_same_function(kind: str, measured) -> None:
+    """Of the weights as they were rounded: nothing else is lost."""
+    m = model()
+    quantize(m, kind)
+    plain = m(**call(m))
+    got = m.use(absorb_audio=True)(**call(m))
+    assert not torch.equal(got, plain)
+    measured(NAME, f"absorbed audio projections of {kind} weights", goldens.error(got, plain), FP32)
 
 
 @pytest.mark.parametrize("name", [NAME, "dit_multi_fp32"])

@@ -20,24 +20,39 @@ import json, sys, torch
 sys.path[:0] = [sys.argv[1]]
 import goldens
 from test_dit import inputs, tiny
+from test_exact_savings import THREE, passes
 from wan.kernels.ops import FUSED
+from wan.modules.multitalk_model import StepShare
 from wan.quant import speed_up, joined
 
-def run(fused, fp8=True):
-    model = tiny("dit_single_fp32").float().eval().requires_grad_(False)
+NAME = "dit_single_fp32"
+
+def run(fused, fp8=True, **how):
+    model = tiny(NAME).float().eval().requires_grad_(False)
     if fused:
         model.use(ops=FUSED)
     if fp8:
         speed_up(model, fused=fused, anywhere=True)
     with torch.no_grad():
-        return model, model(**inputs("dit_single_fp32"))
+        return model, model.use(**how)(**inputs(NAME))
+
+def shared(m):
+    # whether a step that shares block 0 gives what its passes give alone; only one of them is silent
+    known, share = passes(m, NAME, keep=True), StepShare()
+    with torch.no_grad():
+        step = [m.predict(known["latents"], known["time"], known[t], known[a], share=share) for t, a in THREE]
+        alone = [m.predict(known["latents"], known["time"], known[t], known[a]) for t, a in THREE]
+    return all(torch.equal(a, b) for a, b in zip(step, alone, strict=True))
 
 (_, exact), (_, eager), (model, fused) = run(True, fp8=False), run(False), run(True)
+_, absorbed = run(True, absorb_audio=True)
 attention = model.blocks[0].self_attn
 print(json.dumps({
     "ops": model.runtime.ops.name, "joined": joined((attention.q, attention.k, attention.v)) is not None,
     "eager": goldens.rel_l2(eager, exact), "fused": goldens.rel_l2(fused, exact),
-    "between": goldens.rel_l2(fused, eager),
+    "between": goldens.rel_l2(fused, eager), "absorbed": goldens.rel_l2(absorbed, exact),
+    "same": torch.equal(absorbed, fused),
+    "shared": [shared(run(True, **how)[0]) for how in ({"absorb_silence": True}, {"absorb_audio": True})],
 }))
 """
 
@@ -93,3 +108,6 @@ def test_the_fused_way_is_as_near(measured) -> None:
     measured("dit_single_fp32", "fp8 linears, fused, against exact", row["fused"], 0.08, metric="rel L2")
     assert row["fused"] < 1.2 * row["eager"], row
     assert row["between"] < row["eager"], row
+    assert not row["same"]
+    assert row["absorbed"] < row["fused"], "what is absorbed was not rounded"
+    assert row["shared"] == [True, True]

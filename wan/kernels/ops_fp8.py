@@ -53,4 +53,5 @@ FUSED_FP8 = replace(
     gate_residual_norm=gate_residual_norm,
     qkv=qkv,
     ffn=ffn,
+    wide=FUSED,
 )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..attention_backends import AttentionBackend
+from .layers import weight_fp32
 from .rope import RotaryPositionalEmbedding1D
 from .runtime import Grid, Parallel, Runtime
 
@@ -199,21 +200,16 @@ class SingleStreamAttention(nn.Module):
         into values that are bf16 already, the bias alone added 30 % to the error, measured on a GPU; here it
         adds nothing (tests/wan/test_absorbed.py), and no copy of it is made for the product to add to.
         """
-        if not isinstance(self.q_linear.weight, Tensor):
-            msg = (
-                "projections of quantised weights can't be multiplied into keys and values; use bf16 weights"
-            )
-            raise ValueError(msg)
         heads, dtype = (self.num_heads, self.head_dim), k.dtype
         k, v = k.float() * self.head_dim**-0.5, v.float()
         k = k - k.mean(1, keepdim=True)
-        into = self.q_linear.weight.float().unflatten(0, heads)  # [N, D, C]
+        into = weight_fp32(self.q_linear).unflatten(0, heads)  # [N, D, C]
         keys = torch.einsum("tmnd,ndc->tcnm", k, into).flatten(2)
         if self.q_linear.bias is None:
             bias = keys.new_zeros(keys.shape[0], 1, keys.shape[2])
         else:
             bias = torch.einsum("tmnd,nd->tnm", k, self.q_linear.bias.float().view(heads)).flatten(1)[:, None]
-        out_of = self.proj.weight.float().unflatten(1, heads)  # [C, N, D]
+        out_of = weight_fp32(self.proj).unflatten(1, heads)  # [C, N, D]
         values = torch.einsum("tmnd,cnd->tnmc", v, out_of)
         mean = values.mean(2, keepdim=True)
         values = values - mean + mean.mean(1, keepdim=True) + self.proj.bias.float() / self.num_heads

@@ -87,10 +87,14 @@ def sinusoidal_embedding_1d(dim: int, position: Tensor) -> Tensor:
 def linear_fp32(layer: nn.Linear, x: Tensor) -> Tensor:
     """`layer` computed in fp32, whatever dtype its parameters have."""
     bias = None if layer.bias is None else layer.bias.float()
+    return F.linear(x.float(), weight_fp32(layer), bias)
+
+
+def weight_fp32(layer: nn.Linear) -> Tensor:
+    """The weight [out, in] that `layer` multiplies with, in fp32."""
     weight = layer.weight
     # A quantised layer (wan.quant.QuantLinear) holds its weight as a module.
-    wide = weight.float() if isinstance(weight, Tensor) else weight.dequantized(torch.float32)
-    return F.linear(x.float(), wide, bias)
+    return weight.float() if isinstance(weight, Tensor) else weight.dequantized(torch.float32)
 
 
 class WanRMSNorm(nn.Module):

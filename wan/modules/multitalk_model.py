@@ -85,6 +85,14 @@ class AudioContext(BlockContext):
     audio: AudioCondition
     share: StepShare | None = None
 
+    @property
+    def absorbed(self) -> bool:
+        """Whether audio attention's projections are multiplied into its keys and values."""
+        runtime = self.runtime
+        return self.audio.people == 1 and (
+            runtime.absorb_audio or (runtime.absorb_silence and self.audio.still)
+        )
+
 
 class MultiTalkBlock(WanAttentionBlock):
     """A stock block with audio cross-attention between text cross-attention and feed-forward network."""
@@ -127,17 +135,23 @@ class MultiTalkBlock(WanAttentionBlock):
         if known:
             x, n = self.shared_cross_attention(known, ctx)
         else:
-            x, n = self.after_cross_attention(x, self.cross_attn(n, ctx, block), ctx)
+            x, n = self.after_cross_attention(x, self.cross_attn(n, ctx, block), ctx, block)
         y = self.audio_attention(n, ctx, block, positions)
         x, n = op.gate_residual_norm(x, y, None, scale2, shift2, modulate=True, eps=eps)
         return op.gate_residual(x, op.ffn(self.ffn, n), gate2)
 
-    def after_cross_attention(self, x: Tensor, y: Tensor, ctx: AudioContext) -> tuple[Tensor, Tensor]:
-        """The residual sum and its norm, which audio attention reads."""
-        norm = self.norm_x
-        return ctx.runtime.ops.gate_residual_norm(
-            x, y, None, norm.weight, norm.bias, modulate=False, eps=self.eps
-        )
+    def after_cross_attention(
+        self, x: Tensor, y: Tensor, ctx: AudioContext, block: int
+    ) -> tuple[Tensor, Tensor]:
+        """The residual sum and its norm, which audio attention reads: absorbed, in the model's dtype. Block 0
+        may share it between passes of which only some are absorbed, so there it always is; a linear takes
+        that too.
+        """
+        op, norm = ctx.runtime.ops, self.norm_x
+        absorbing = ctx.runtime.absorb_audio or ctx.runtime.absorb_silence
+        if op.wide is not None and (ctx.absorbed or (absorbing and block == 0)):
+            op = op.wide
+        return op.gate_residual_norm(x, y, None, norm.weight, norm.bias, modulate=False, eps=self.eps)
 
     def shared_cross_attention(self, known: FirstBlock, ctx: AudioContext) -> tuple[Tensor, Tensor]:
         """Block 0's cross-attention to the pass's text and what follows, from what is known and into it."""
@@ -151,7 +165,7 @@ class MultiTalkBlock(WanAttentionBlock):
                 known.image, known.features = attention.attend_image(known.q, kv, ctx), features
             known.text, known.after = ctx.text, None  # before the next is made, not after
             y = attention.attend(known.q, kv, ctx, known.image)
-            known.after = self.after_cross_attention(known.x, y, ctx)
+            known.after = self.after_cross_attention(known.x, y, ctx, 0)
         return known.after
 
     def speaker_positions(self, q: Tensor, k: Tensor, ctx: AudioContext) -> Tensor | None:
@@ -164,7 +178,7 @@ class MultiTalkBlock(WanAttentionBlock):
 
     def audio_attention(self, x: Tensor, ctx: AudioContext, block: int, positions: Tensor | None) -> Tensor:
         attention, audio, runtime = self.audio_cross_attn, ctx.audio, ctx.runtime
-        if audio.people == 1 and (runtime.absorb_audio or (runtime.absorb_silence and audio.still)):
+        if ctx.absorbed:
             tokens = audio.tokens[:, :2] if audio.still else audio.tokens
             parts = audio.absorbed.get(block, lambda: attention.absorb(*attention.keys_values(tokens)))
             return attention.attend_absorbed(x, *parts, frames=ctx.grid[0])

@@ -87,7 +87,9 @@ def ffn(layers: nn.Sequential, x: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Ops:
-    """The set of functions a model runs; `name` appears in reports."""
+    """The set of functions a model runs; `name` appears in reports. wide: the set to take where no linear
+    reads the result, if this one's norms come out in fp8.
+    """
 
     name: str
     rms_norm_rope: Callable[..., Tensor]
@@ -98,6 +100,7 @@ class Ops:
     rope: Callable[..., Tensor] = rope
     qkv: Callable[..., tuple[Tensor, Tensor, Tensor]] = qkv
     ffn: Callable[..., Tensor] = ffn
+    wide: Ops | None = None
 
 
 EAGER = Ops(
