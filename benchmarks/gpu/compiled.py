@@ -63,7 +63,7 @@ def run_block(
     def qkv(_: Any, n: Tensor) -> tuple[Tensor, ...]:
         return functional.linear(n, weight, bias).chunk(3, dim=-1)
 
-    functions = Bag(qkv=qkv, **{name: getattr(ops, name) for name in FUNCTIONS})
+    functions = Bag(qkv=qkv, wide=None, **{name: getattr(ops, name) for name in FUNCTIONS})
     runtime = Bag(
         ops=functions, attention=attend, parallel=PARALLEL, absorb_audio=False, absorb_silence=False
     )
@@ -71,6 +71,7 @@ def run_block(
         runtime=runtime,
         rope=RopeTable(cos=cos, sin=sin),
         share=None,
+        absorbed=False,
         text=Bag(kv=Given(text)),
         audio=Bag(people=1, still=False, kv=Given(audio), tokens=None),
     )

@@ -39,6 +39,7 @@ LARGE: dict[str, Maker] = {
     "gate_residual": _norm("gate_residual"),
     "gate_residual_norm": _norm("gate_residual_norm"),
     "residual_modulate": _norm("residual_modulate"),
+    "bias_softmax": lambda rows, _: registry._example_softmax(max(1, rows // 21), frames=21),
     "rms_norm_silu": lambda _, side: registry._example_vae(last=False, channels=96, size=side),
     "rms_norm_silu_last": lambda _, side: registry._example_vae(last=True, channels=96, size=side),
     "quantize_rows": _fp8("rows"),

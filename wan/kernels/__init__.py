@@ -24,6 +24,7 @@ _LAZY = {
     "gate_residual": "norm",
     "gate_residual_norm": "norm",
     "rms_norm_silu": "vae",
+    "bias_softmax": "softmax",
 }
 __all__ = ["available", *_LAZY]
 

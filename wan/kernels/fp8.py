@@ -34,7 +34,7 @@ _QUANTIZE_TOKENS = 32
 
 @triton.jit
 def _store_row(value, data, scale, row, lane, mask, C: tl.constexpr):
-    # One division a row: by value it is the most of what the kernel issues. 1 / step stays finite.
+    # One division a row: one a value would be most of what is issued. 1 / step stays finite.
     top = tl.max(tl.abs(value), axis=0)
     step = tl.where(top > 1e-30, top / 448.0, 1.0)
     tl.store(data + row * C + lane, (value * (1.0 / step)).to(data.dtype.element_ty), mask=mask)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from ..modules import ops
 from .norm import gate_residual, gate_residual_norm, layer_norm_modulate, rms_norm
 from .rotary import rms_norm_rope, rope
+from .softmax import bias_softmax
 
 
 def ffn(layers: nn.Sequential, x: Tensor) -> Tensor:
@@ -22,6 +23,11 @@ def ffn(layers: nn.Sequential, x: Tensor) -> Tensor:
     return last(hidden.unflatten(0, x.shape[:-1]))
 
 
+def absorbed_weights(x: Tensor, keys: Tensor, bias: Tensor, heads: int) -> Tensor:
+    """The bias is added where the softmax reads it: a product that adds one copies it to all rows before."""
+    return bias_softmax(torch.bmm(x, keys), bias, heads, inplace=True)
+
+
 FUSED = ops.Ops(
     name="triton",
     rms_norm=rms_norm,
@@ -31,4 +37,5 @@ FUSED = ops.Ops(
     gate_residual=gate_residual,
     gate_residual_norm=gate_residual_norm,
     ffn=ffn,
+    absorbed_weights=absorbed_weights,
 )

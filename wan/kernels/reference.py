@@ -83,6 +83,12 @@ def gate_residual_norm(
     return out, norm
 
 
+def bias_softmax(scores: Tensor, bias: Tensor, heads: int) -> Tensor:
+    """softmax over each head's keys: scores [T, S, heads·M], bias [T, 1, heads·M]."""
+    weights = (wide_of(scores) + wide_of(bias)).unflatten(-1, (heads, -1)).softmax(-1)
+    return weights.flatten(-2).to(scores.dtype)
+
+
 def rms_norm_silu(x: Tensor, gamma: Tensor) -> Tensor:
     """SiLU(x / max(‖x‖₂, 1e-12) · √C · gamma) over the channels: x [B, C, T, H, W], gamma [C, 1, 1, 1]."""
     wide = wide_of(x)

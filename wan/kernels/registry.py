@@ -15,7 +15,7 @@ import torch
 import triton
 from torch import Tensor
 
-from . import fp8, norm, reference, reference_lossy, rotary, vae
+from . import fp8, norm, reference, reference_lossy, rotary, softmax, vae
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 Example = Callable[[torch.device | str, torch.Generator], Call]
@@ -102,6 +102,14 @@ def _example_vae(last: bool, channels: int = 96, size: int = 16) -> Example:
         if last:
             x = x.bfloat16().contiguous(memory_format=torch.channels_last_3d)
         return (x, 1 + 0.1 * _rows(device, generator, channels, 1, 1, 1)), {}
+
+    return example
+
+
+def _example_softmax(tokens: int = 48, frames: int = 2, heads: int = 40, keys: int = 32) -> Example:
+    def example(device: torch.device | str, generator: torch.Generator) -> Call:
+        scores = (3 * _rows(device, generator, frames, tokens, heads * keys)).bfloat16()
+        return (scores, _rows(device, generator, frames, 1, heads * keys).bfloat16(), heads), {}
 
     return example
 
@@ -218,6 +226,15 @@ EXACT: tuple[KernelSpec, ...] = (
         launch=norm.gate_residual_norm,
         reference=reference.gate_residual_norm,
         example=_example_norm("residual_modulate"),
+    ),
+    KernelSpec(
+        name="bias_softmax",
+        fn=softmax.bias_softmax_kernel,
+        signature={"scores": "*bf16", "bias": "*bf16", "out": "*bf16", "rows": "i32", "heads": "i32"},
+        constexprs={"M": 32, "BLOCK": 32, "ROWS": 128},
+        launch=softmax.bias_softmax,
+        reference=reference.bias_softmax,
+        example=_example_softmax(),
     ),
     KernelSpec(
         name="rms_norm_silu",

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..attention_backends import AttentionBackend
 from .layers import weight_fp32
+from .ops import EAGER, Ops
 from .rope import RotaryPositionalEmbedding1D
 from .runtime import Grid, Parallel, Runtime
 
@@ -215,7 +216,9 @@ class SingleStreamAttention(nn.Module):
         values = values - mean + mean.mean(1, keepdim=True) + self.proj.bias.float() / self.num_heads
         return keys.to(dtype).contiguous(), bias.to(dtype), values.flatten(1, 2).to(dtype).contiguous()
 
-    def attend_absorbed(self, x: Tensor, keys: Tensor, bias: Tensor, values: Tensor, frames: int) -> Tensor:
+    def attend_absorbed(
+        self, x: Tensor, keys: Tensor, bias: Tensor, values: Tensor, frames: int, ops: Ops = EAGER
+    ) -> Tensor:
         """x [1, L, dim] of `frames` latent frames against `absorb`'s result for them: two products and a
         softmax over each head's M keys.
 
@@ -226,17 +229,15 @@ class SingleStreamAttention(nn.Module):
         per_frame = x.shape[1] // frames
         if keys.shape[0] == frames:
             tokens, into = (t[0].unflatten(0, (frames, per_frame)) for t in (x, out))  # [T, S, C]
-            self._absorbed(tokens, keys, bias, values, into)
+            self._absorbed(tokens, keys, bias, values, into, ops)
         else:
             for i, span in enumerate((slice(per_frame), slice(per_frame, None))):
                 one = slice(i, i + 1)
-                self._absorbed(x[:, span], keys[one], bias[one], values[one], out[:, span])
+                self._absorbed(x[:, span], keys[one], bias[one], values[one], out[:, span], ops)
         return out
 
-    def _absorbed(self, x: Tensor, keys: Tensor, bias: Tensor, values: Tensor, out: Tensor) -> None:
-        scores = torch.baddbmm(bias, x, keys)  # [T, S, N·M]
-        weights = scores.unflatten(-1, (self.num_heads, -1)).softmax(-1).flatten(2)
-        torch.bmm(weights, values, out=out)
+    def _absorbed(self, x: Tensor, keys: Tensor, bias: Tensor, values: Tensor, out: Tensor, ops: Ops) -> None:
+        torch.bmm(ops.absorbed_weights(x, keys, bias, self.num_heads), values, out=out)
 
     def forward(
         self,

@@ -181,7 +181,7 @@ class MultiTalkBlock(WanAttentionBlock):
         if ctx.absorbed:
             tokens = audio.tokens[:, :2] if audio.still else audio.tokens
             parts = audio.absorbed.get(block, lambda: attention.absorb(*attention.keys_values(tokens)))
-            return attention.attend_absorbed(x, *parts, frames=ctx.grid[0])
+            return attention.attend_absorbed(x, *parts, frames=ctx.grid[0], ops=runtime.ops)
         k, v = audio.kv.get(block, lambda: attention.keys_values(audio.tokens, audio.people))
         return attention.attend(x, k, v, runtime, positions)
 

@@ -85,6 +85,14 @@ def ffn(layers: nn.Sequential, x: Tensor) -> Tensor:
     return layers(x)
 
 
+def absorbed_weights(x: Tensor, keys: Tensor, bias: Tensor, heads: int) -> Tensor:
+    """softmax(x·keys + bias) over each head's M keys: x [T, S, C], keys [T, C, heads·M], bias [T, 1, heads·M]
+    → [T, S, heads·M].
+    """
+    scores = torch.baddbmm(bias, x, keys)
+    return scores.unflatten(-1, (heads, -1)).softmax(-1).flatten(2)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Ops:
     """The set of functions a model runs; `name` appears in reports. wide: the set to take where no linear
@@ -100,6 +108,7 @@ class Ops:
     rope: Callable[..., Tensor] = rope
     qkv: Callable[..., tuple[Tensor, Tensor, Tensor]] = qkv
     ffn: Callable[..., Tensor] = ffn
+    absorbed_weights: Callable[..., Tensor] = absorbed_weights
     wide: Ops | None = None
 
 
