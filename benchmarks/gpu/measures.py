@@ -240,6 +240,7 @@ def breakdown(bench: Bench, name: str) -> dict[str, Any] | None:
     """
     if bench.device.type != "cuda":
         return None
+    bench.forget()  # two variants absorb, 20 GiB each
     call = inputs(bench.model, bench.size, bench.device, bench.model.dtype)
     forward, _ = bench.prepare(named(name), call)
     forward()

@@ -266,6 +266,12 @@ class Bench:
         self.conditions = Conditions()
         self._models: dict[Any, WanModel] = {}
 
+    def forget(self) -> None:
+        """Let go of the conditions of earlier calls."""
+        self.conditions = Conditions()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
     def model_for(self, variant: Variant) -> WanModel:
         cuda = self.device.type == "cuda"
         key = (variant.cross and cuda, variant.compiled, variant.quant)
