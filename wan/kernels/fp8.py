@@ -7,10 +7,9 @@ before it, and GELU write fp8 at once, and q, k and v share one result.
 
 Budget on an H200 at L = 33,600 (performance.md: 26.8·L·C² of products in linears a block, 944 TFLOP in 40):
 at the measured 1,349 TFLOP/s 0.70 s instead of 1.13 s in bf16; the hidden layer's GELU with its quantisation
-moves 1.4 GB a block (17 ms in 40), attention's outputs 0.5 GB each (20 ms for three in 40). With cuDNN's
-attention (1.81 s) that predicts 2.65 s a forward, 0.44 of "plain, flash"; 0.33 needs attention at
-830 TFLOP/s, which is what attention "fp8" (`wan.flash3`) is for. Its q, k and v [1, L, 40, 128] are read
-twice and written once, 0.34 + 0.34 + 0.17 GB each: 0.21 ms at 4.1 TB/s, 25 ms in 40 blocks.
+moves 1.4 GB a block, attention's outputs 0.5 GB each. q, k and v [1, L, 40, 128] of attention in fp8 are read
+twice and written once, 0.34 + 0.34 + 0.17 GB each: 25 ms in 40 blocks. All but `head_extremes` move their
+bytes at 0.9 to 1.0 of a copy's rate there (docs/performance.md).
 
 Each launcher has its namesake in `wan.kernels.reference_lossy`.
 """
