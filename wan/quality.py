@@ -4,7 +4,7 @@
 |---|---|
 | `exact` (default) | nothing: bf16 model as published, fp32 VAE, all steps; no lossy code is imported. |
 |  | Only where rounding happens differs: audio projections are multiplied into keys and values where the |
-|  | memory is there (error against fp32 1.02 times the original order's; docs/performance.md) |
+|  | memory is there (error against fp32 1.01 times the original order's; docs/performance.md) |
 | `near` | VAE decodes in bf16; audio projections are multiplied, or it is an error (20 GiB more memory); |
 |  | of two speakers those of the pass without speech alone can be |
 | `fast` | `near`'s decoding; the block's linears multiply in fp8, row by row, but for audio projections |
