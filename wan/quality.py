@@ -7,8 +7,8 @@
 |  | memory is there (error against fp32 1.01 times the original order's; docs/performance.md) |
 | `near` | VAE decodes in bf16; audio projections are multiplied, or it is an error (20 GiB more memory); |
 |  | of two speakers those of the pass without speech alone can be |
-| `fast` | `near`'s decoding; the block's linears multiply in fp8, row by row, but for audio projections |
-|  | that are multiplied as in `exact`; attention stays exact unless `attention` is set to `fp8` beside it |
+| `fast` | `near`'s decoding; the block's linears multiply in fp8, row by row; audio projections that are |
+|  | multiplied as in `exact` have fp8 weights alone; attention stays exact unless it is set to `fp8` too |
 | `turbo` | `near`'s decoding; 8 steps without text guidance, which needs a distilled LoRA |
 
 An explicit switch given beside the word wins, and `Setting.overrides` says so. `settle` replaces "auto" by
@@ -30,7 +30,7 @@ LINEARS = ("bf16", "fp8")
 VAE_DECODE = ("fp32", "bf16")
 ABSORB_AUDIO = ("auto", "none", "silence", "all")
 LOSSY_ATTENTION = frozenset({"sage", "fp8"})
-ABSORB_BYTES = 64 << 30  # of a GPU: 38 GB of weights, 22 GB of absorbed projections, activations
+ABSORB_BYTES = 64 << 30  # of a GPU: 38 GB of weights (if bf16), 22 GB of absorbed projections, activations
 # From which memory "auto" takes them, with all encoders resident beside and a third to spare: a latent frame
 # of "all" is 1 GiB, "silence" is two frames whatever the length.
 AUTO_GIB = {"all": 75, "silence": 56}
@@ -47,11 +47,11 @@ class Switches:
 
     attention: a name of `wan.attention_backends`. weights: "bf16" as published, or "int8" or "fp8" from a
     quantised file. linears: "bf16", or "fp8" for those of the blocks that see every token. vae_decode: "fp32"
-    or "bf16"; encoding is always fp32. absorb_audio: "none", "silence" (only in the pass without speech:
-    2 GB), "all" (22 GB), see `modules.runtime.Runtime`, or "auto", see `resolve`; whatever the weights and
-    linears, for those projections run in bf16 then. step_cache: a TeaCache
-    threshold, or None to run every step. lora: whether a distilled LoRA is merged. steps, shift (None: the
-    size's own) and guidance scales: of the sampling.
+    or "bf16"; encoding is always fp32. absorb_audio: "none", "silence" (only in the pass without speech: 2
+    GB), "all" (22 GB), see `modules.runtime.Runtime`, or "auto", see `resolve`; whatever the weights and
+    linears: what those projections read is not rounded then, their weights are as they are. step_cache: a
+    TeaCache threshold, or None to run every step. lora: whether a distilled LoRA is merged. steps, shift
+    (None: the size's own) and guidance scales: of the sampling.
     """
 
     attention: str = "auto"

@@ -27,7 +27,17 @@ from report_base import (
 GROUPS = (
     ("attention", ("sdpa", "flash", "Flash", "cross_kernel")),
     ("linears", ("nvjet", "gemm", "cutlass")),
-    ("our kernels", ("gate_residual", "rms_norm", "layer_norm_kernel", "quantize_kernel", "head_extremes")),
+    (
+        "our kernels",
+        (
+            "gate_residual",
+            "rms_norm",
+            "layer_norm_kernel",
+            "quantize_kernel",
+            "head_extremes",
+            "bias_softmax",
+        ),
+    ),
 )
 REST = "everything else"
 

@@ -249,6 +249,7 @@ def test_quantised_weights_are_absorbed_too(kind: str, pipeline: MultiTalkPipeli
         for how in ("none", "silence", "all")
     }
     assert not torch.equal(videos["all"], videos["none"])
+    assert not torch.equal(videos["silence"], videos["none"])
     assert goldens.error(videos["all"], videos["none"]) < 2e-4
     assert goldens.error(videos["silence"], videos["none"]) < 2e-4
 

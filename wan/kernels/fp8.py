@@ -33,7 +33,7 @@ _QUANTIZE_TOKENS = 32
 
 @triton.jit
 def _store_row(value, data, scale, row, lane, mask, C: tl.constexpr):
-    # One division a row: one a value would be most of what is issued. 1 / step stays finite.
+    # One division a row instead of one a value; 1 / step stays finite.
     top = tl.max(tl.abs(value), axis=0)
     step = tl.where(top > 1e-30, top / 448.0, 1.0)
     tl.store(data + row * C + lane, (value * (1.0 / step)).to(data.dtype.element_ty), mask=mask)
@@ -64,7 +64,7 @@ def norm_quantize_kernel(
     row = tl.program_id(0).to(tl.int64)
     sample = row // rows
     # Triton gives a thread as many neighbours as the narrowest dtype fills 16 bytes with, 16 of fp8. The fp32
-    # vectors are then read in pieces 64 bytes apart, and that took longer than all the rest; four lie whole.
+    # vectors are then read in pieces 64 bytes apart: 1.5 to 1.8 times the time on an H200. Four lie whole.
     lane = tl.max_contiguous(tl.arange(0, BLOCK), 4)
     mask = lane < C
     x_row = x + row * x_stride
