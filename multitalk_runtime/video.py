@@ -35,7 +35,7 @@ _CLOSE_S = 600.0
 # The same everywhere, for x264's bytes depend on it. On 16 cores 81 frames of noise, 640 wide and coming as
 # the VAE decodes them, end 1.8 s after the last with 4 threads, 0.9 with 8, 0.6 with 16. But the more
 # threads, the shorter the vertical motion that x264 looks for: of a picture that shakes by 24 pixels a
-# frame 8 make 3 % more bytes than 4, 16 make 23 %.
+# frame 8 make as many bytes as 4, 16 a tenth or a fifth more.
 _THREADS = 8
 
 
