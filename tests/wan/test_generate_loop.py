@@ -238,12 +238,13 @@ def test_open_switches_are_what_the_machine_allows(
 
 
 @pytest.mark.parametrize("kind", ["int8", "fp8"])
-def test_quantised_weights_are_absorbed_too(kind: str, pipeline: MultiTalkPipeline) -> None:
+def test_quantised_weights_are_absorbed_too(kind: str, pipeline: MultiTalkPipeline, monkeypatch) -> None:
     from wan.quant import quantize
 
     quantize(pipeline.model, kind)
     case = next(c["case"] for c in CASES.values() if c["case"]["humans"] == 1)
     options = {**arguments(case), "sampling_steps": 1}
+    assert pipeline.weights == kind
     videos = {
         how: pipeline.generate(job(case), **options, switches=Switches(absorb_audio=how))
         for how in ("none", "silence", "all")
@@ -252,6 +253,9 @@ def test_quantised_weights_are_absorbed_too(kind: str, pipeline: MultiTalkPipeli
     assert not torch.equal(videos["silence"], videos["none"])
     assert goldens.error(videos["all"], videos["none"]) < 2e-4
     assert goldens.error(videos["silence"], videos["none"]) < 2e-4
+    monkeypatch.setattr("wan.multitalk.Machine.here", lambda device, *, resident: Machine(memory=140 << 30))
+    for open_ones in (Switches(), Switches(weights=kind)):
+        assert torch.equal(pipeline.generate(job(case), **options, switches=open_ones), videos["all"])
 
 
 def test_what_lies_beyond_the_end_is_not_decoded(pipeline: MultiTalkPipeline, monkeypatch) -> None:
